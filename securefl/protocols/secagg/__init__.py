@@ -1,0 +1,1 @@
+"""securefl.protocols.secagg."""
