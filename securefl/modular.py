@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,13 @@ from securefl.errors import ConfigurationError
 
 __all__ = ["MAX_MODULUS", "RingVector", "Words", "reduce_in_place", "ring_dtype"]
 
-Words = NDArray[np.uint32] | NDArray[np.uint64]
+Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """Native words of a ring: uint32 for moduli up to 2^32, uint64 above."""
 
 MAX_MODULUS = 1 << 64
 
 
-def ring_dtype(modulus: int) -> type[np.uint32] | type[np.uint64]:
+def ring_dtype(modulus: int) -> type[np.unsignedinteger[Any]]:
     """The native word of Z_m: ``uint32`` for m <= 2^32, else ``uint64``.
 
     Raises:
