@@ -1,0 +1,373 @@
+"""The configuration of a training run: TOML in, one frozen and validated object out.
+
+A configuration describes a *sweep*: one data set, one partition and one model, run once per
+(mode, target epsilon, seed). Unknown keys are refused with the nearest known one; every default
+is written down here, so that ``RunConfig.to_json()`` is a complete record of what was run.
+This module knows no torch and opens no data; it only says what shall happen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from securefl.errors import ConfigurationError
+
+__all__ = [
+    "AggregationConfig",
+    "DataConfig",
+    "EncodingConfig",
+    "Fidelity",
+    "LocalDPConfig",
+    "Mode",
+    "ModelConfig",
+    "PartitionConfig",
+    "RunConfig",
+    "RunSpec",
+    "ServerConfig",
+    "SimulationConfig",
+    "SweepConfig",
+    "TrainingConfig",
+    "load_config",
+    "load_preset",
+    "preset_names",
+]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+SeedInt = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class Mode(StrEnum):
+    """What protects the released model of a run."""
+
+    NONE = "none"
+    """No differential privacy: single updates are hidden, the sum and the model are not."""
+    LOCAL_DP = "local-dp"
+    """Record-level DP-SGD on every client: each update is private by itself, from everyone."""
+
+
+class Fidelity(StrEnum):
+    """How much of the real system a simulated sum goes through."""
+
+    PROTOCOL = "protocol"
+    """The real machines over real wire bytes."""
+    ENCODED = "encoded"
+    """The real codec, then a plain modular sum of the same integers: same bits, no protocol."""
+    FLOAT = "float"
+    """A floating-point sum of the raw updates: the baseline that shows what encoding costs."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(_Section):
+    """``[data]``: which records, and how many are held out for the test set."""
+
+    name: Literal["digits", "breast-cancer", "mnist", "heart-disease"]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of records held out; ignored by data sets that come with a test set (mnist)."""
+    split_seed: SeedInt = 0
+    """Seed of the train/test split: the same for every run of a sweep."""
+
+
+class PartitionConfig(_Section):
+    """``[partition]``: which client holds which records."""
+
+    kind: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "iid"
+    clients: Annotated[int, Field(ge=3)] = 10
+    alpha: PositiveFloat = 0.5
+    """Concentration of ``dirichlet`` (labels) and ``quantity`` (sizes): smaller is more skewed."""
+    shards_per_client: PositiveInt = 2
+    """For ``shards``: label-sorted shards given to each client."""
+    minimum: PositiveInt = 1
+    """Fewest records a client may hold."""
+
+
+class ModelConfig(_Section):
+    """``[model]``: the network that is trained."""
+
+    name: Literal["softmax", "mlp", "cnn26k"] = "softmax"
+    activation: Literal["relu", "tanh"] = "relu"
+
+
+class TrainingConfig(_Section):
+    """``[training]``: what a client does in one round without differential privacy."""
+
+    algorithm: Literal["fedavg", "fedsgd"] = "fedavg"
+    rounds: PositiveInt = 10
+    local_epochs: PositiveInt | None = None
+    local_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 0.1
+    momentum: Momentum = 0.0
+    proximal: NonNegativeFloat = 0.0
+    """FedProx's mu: pull of every local step towards the round's global model; 0 is FedAvg."""
+    weights: Literal["examples", "equal"] = "examples"
+    """``examples``: n_i/n, carried inside the masked vector; ``equal``: every client counts 1."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError("give local_epochs or local_steps, not both")
+        return self
+
+
+class LocalDPConfig(_Section):
+    """``[local_dp]``: record-level DP-SGD on every client. Weights are always equal here.
+
+    The noise multiplier is calibrated from the target epsilon of the run, ``delta``,
+    ``sample_rate`` and ``rounds * steps_per_round``.
+    """
+
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Chance of each record to be in a step's batch; public, the same for every client."""
+    steps_per_round: PositiveInt = 8
+    clip_norm: PositiveFloat = 1.0
+    """Bound on one record's gradient (L2)."""
+    learning_rate: PositiveFloat = 0.5
+    momentum: Momentum = 0.0
+    activation: Literal["relu", "tanh"] = "tanh"
+
+
+class ServerConfig(_Section):
+    """``[server]``: the optimiser that applies the decoded mean update."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 1.0
+    momentum: Momentum = 0.0
+
+
+class EncodingConfig(_Section):
+    """``[encoding]``: from floats to integers modulo 2^bits."""
+
+    clip_norm: PositiveFloat = 10.0
+    """Bound on one client's update (L2). A bound of the encoding, not a privacy guarantee."""
+    bits: Annotated[int, Field(ge=2, le=64)] = 32
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+
+class AggregationConfig(_Section):
+    """``[aggregation]``: the secure sum."""
+
+    protocol: Literal["secagg"] = "secagg"
+    adversary: Literal["semi-honest"] = "semi-honest"
+    threshold: Annotated[int, Field(ge=3)] | None = None
+    """Fewest clients alive in every phase; default floor(2n/3)+1."""
+    fidelity: Fidelity = Fidelity.PROTOCOL
+
+
+class SimulationConfig(_Section):
+    """``[simulation]``: what goes wrong on purpose."""
+
+    dropped_per_round: Annotated[int, Field(ge=0)] = 0
+    """Clients that vanish in each round, each in a phase drawn at random."""
+    max_lost_rounds: PositiveInt = 3
+    """Consecutive rounds below the threshold after which a run stops."""
+
+
+class SweepConfig(_Section):
+    """``[sweep]``: one run per mode, target epsilon (private modes only) and seed."""
+
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.NONE,)
+    epsilons: tuple[PositiveFloat, ...] = ()
+    seeds: Annotated[tuple[SeedInt, ...], Field(min_length=1)] = (0,)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SweepConfig:
+        for name, values in (
+            ("modes", self.modes),
+            ("epsilons", self.epsilons),
+            ("seeds", self.seeds),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} has a value twice: {list(values)}")
+        if Mode.LOCAL_DP in self.modes and not self.epsilons:
+            raise ValueError("mode local-dp needs at least one target in epsilons")
+        return self
+
+
+class RunSpec(_Section):
+    """One run of a sweep: a deployment of its own, with ledgers of its own."""
+
+    mode: Mode
+    target_epsilon: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The folder of the run: ``<mode>-<epsilon>-s<seed>``."""
+        epsilon = "inf" if self.target_epsilon is None else f"{self.target_epsilon:g}"
+        return f"{self.mode.value}-{epsilon}-s{self.seed}"
+
+
+class RunConfig(_Section):
+    """The whole configuration; see the sections for their keys."""
+
+    schema_: Literal["securefl-train/1"] = Field(default="securefl-train/1", alias="schema")
+    data: DataConfig
+    partition: PartitionConfig = PartitionConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    local_dp: LocalDPConfig = LocalDPConfig()
+    server: ServerConfig = ServerConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        clients, dropped = self.partition.clients, self.simulation.dropped_per_round
+        threshold = self.threshold
+        if threshold > clients:
+            raise ValueError(
+                f"aggregation.threshold is {threshold}, but partition.clients is {clients}"
+            )
+        if clients - dropped < threshold:
+            raise ValueError(
+                f"simulation.dropped_per_round = {dropped} of {clients} clients leaves "
+                f"{clients - dropped}, fewer than aggregation.threshold = {threshold}: "
+                "every round would be lost"
+            )
+        return self
+
+    @property
+    def threshold(self) -> int:
+        """Fewest clients alive in every phase: the configured one, or floor(2n/3)+1."""
+        return self.aggregation.threshold or 2 * self.partition.clients // 3 + 1
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        """Every run of the sweep, in the order in which it is carried out."""
+        return tuple(
+            RunSpec(mode=mode, target_epsilon=epsilon, seed=seed)
+            for mode in self.sweep.modes
+            for epsilon in ((None,) if mode is Mode.NONE else self.sweep.epsilons)
+            for seed in self.sweep.seeds
+        )
+
+    def to_json(self) -> str:
+        """The complete configuration, defaults included, as canonical JSON."""
+        return json.dumps(
+            self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
+        )
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of :meth:`to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a TOML file.
+
+    Args:
+        path: the file.
+        overrides: ``section.key=value`` strings, value in TOML syntax (bare words are strings).
+
+    Raises:
+        ConfigurationError: unreadable file, bad syntax, unknown key, or a value out of range;
+            the message names the file and the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
+    return _parse(text, str(path), overrides)
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads one of the configurations that come with the library (see :func:`preset_names`)."""
+    known = preset_names()
+    if name not in known:
+        raise ConfigurationError(f"unknown preset {name!r}{_hint(name, known)}")
+    text = (resources.files("securefl") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    return _parse(text, f"preset {name}", overrides)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets, sorted."""
+    folder = resources.files("securefl") / "presets"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def _parse(text: str, source: str, overrides: Iterable[str]) -> RunConfig:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(tree, override)
+    try:
+        # JSON mode: strict about numbers and strings, yet arrays become tuples, strings enums.
+        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, source)) from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not found or not all(parts):
+        raise ConfigurationError(
+            f"--set {override!r}: expected section.key=value, e.g. partition.kind=dirichlet"
+        )
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    node = tree
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigurationError(f"--set {override!r}: {part} is a value, not a section")
+        node = child
+    node[parts[-1]] = parsed
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        location = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+        if problem["type"] == "extra_forbidden":
+            *path, key = (str(part) for part in problem["loc"])
+            lines.append(f"{location}: unknown key{_hint(key, _known_keys(path))}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(problem["input"], dict | BaseModel) else _found(problem)
+            lines.append(f"{location}: {message}{found}")
+    return "\n".join([f"{source}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
+
+
+def _found(problem: Mapping[str, Any]) -> str:
+    return "" if problem["type"] == "missing" else f", found {problem['input']!r}"
+
+
+def _known_keys(path: list[str]) -> tuple[str, ...]:
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    options = tuple(known)
+    near = difflib.get_close_matches(word, options, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(options)}" if options else ""
