@@ -1,0 +1,273 @@
+"""What a reader of a report may rely on, in sentences.
+
+Every figure of privacy on the page is worded here, so that one module can be read to see that the
+report claims no more than the run recorded: each epsilon comes with its unit, adjacency, delta and
+trust model, each row without differential privacy says what stays open, and a sweep says what
+publishing several of its rows costs (basic composition: Dwork and Roth 2014, "The Algorithmic
+Foundations of Differential Privacy", section 3.5). It computes no epsilon of its own except that
+sum, and refuses to guess a guarantee for a mode it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from securefl.report.tree import Row, RunRecord, RunTree
+
+__all__ = [
+    "NO_DP_SENTENCE",
+    "Composition",
+    "RowStatement",
+    "bytes_text",
+    "composition",
+    "epsilon_text",
+    "fidelity_sentence",
+    "headline",
+    "percent_text",
+    "row_label",
+    "smallest_sum",
+    "statement",
+]
+
+NO_DP_SENTENCE = (
+    "Rows without differential privacy protect nothing about the final model: "
+    "secure aggregation hides single updates, not what the sum reveals."
+)
+
+_NO_DP = "none"
+_LOCAL_DP = "local-dp"
+
+_FIDELITY = {
+    "protocol": (
+        "Every sum was opened by the real protocol machines over real wire bytes; bytes and "
+        "dropouts are those of the protocol."
+    ),
+    "encoded": (
+        "The real encoding ran, but the integers were added in the open: accuracy is that of the "
+        "protocol, bytes are not measured, and no update was hidden from anyone."
+    ),
+    "float": (
+        "Updates were averaged in floating point: neither encoding nor protocol ran, and no "
+        "update was hidden from anyone."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowStatement:
+    """The promise of one row.
+
+    Attributes:
+        label: short name of the row.
+        promise: what is guaranteed, and to whom.
+        limits: what the promise leaves out or rests on.
+        alarms: why the row must not be used as it is; empty in a sound run.
+    """
+
+    label: str
+    promise: str
+    limits: tuple[str, ...]
+    alarms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """What publishing every run of a sweep costs.
+
+    Attributes:
+        private_runs: runs with differential privacy.
+        open_runs: runs without.
+        epsilon: sum over the private runs; None if one of them recorded no epsilon.
+        delta: sum over the private runs; None if one of them recorded no delta.
+    """
+
+    private_runs: int
+    open_runs: int
+    epsilon: float | None
+    delta: float | None
+
+
+def epsilon_text(value: float | None) -> str:
+    """An epsilon to three decimals, rounded up: a claim is never shown smaller than it is.
+
+    >>> epsilon_text(2.98701), epsilon_text(8.0), epsilon_text(None)
+    ('2.988', '8.000', '–')
+    """
+    if value is None:
+        return "–"
+    # The tolerance keeps a decimal such as 2.988, whose binary double lies a hair above, at 2.988.
+    return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}"
+
+
+def percent_text(value: float | None) -> str:
+    """A fraction as per cent, rounded down to one decimal: accuracy is never shown larger.
+
+    >>> percent_text(0.92999), percent_text(1.0), percent_text(None)
+    ('92.9 %', '100.0 %', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{math.floor(value * 1000 + 1e-6) / 10:.1f} %"
+
+
+def bytes_text(value: float) -> str:
+    """A number of bytes in decimal units (1 kB = 1000 B).
+
+    >>> bytes_text(999), bytes_text(15_360), bytes_text(2.5e6)
+    ('999 B', '15.4 kB', '2.50 MB')
+    """
+    if value < 1000:
+        return f"{value:.0f} B"
+    if value < 1e6:
+        return f"{value / 1e3:.1f} kB"
+    return f"{value / 1e6:.2f} MB" if value < 1e9 else f"{value / 1e9:.2f} GB"
+
+
+def row_label(mode: str, target_epsilon: float | None) -> str:
+    """The short name of a row.
+
+    >>> row_label("none", None), row_label("local-dp", 8.0)
+    ('no DP', 'local DP, ε ≤ 8')
+    """
+    name = {_NO_DP: "no DP", _LOCAL_DP: "local DP"}.get(mode, mode)
+    return name if target_epsilon is None else f"{name}, ε ≤ {target_epsilon:g}"
+
+
+def headline(tree: RunTree) -> str:
+    """One sentence: what was trained by whom, and how good each row is."""
+    parts = [
+        f"{percent_text(row.accuracy)} with {row_label(row.mode, row.target_epsilon)}"
+        + ("" if row.epsilon is None else f" (spent {epsilon_text(row.epsilon)})")
+        for row in tree.rows
+    ]
+    mean = "Mean test accuracy" if any(len(row.seeds) > 1 for row in tree.rows) else "Test accuracy"
+    return (
+        f"{tree.clients} clients trained on {tree.train_size} records of {tree.dataset} for "
+        f"{tree.rounds} rounds. {mean}: {'; '.join(parts)}."
+    )
+
+
+def fidelity_sentence(fidelity: str) -> str:
+    """How much of the real protocol ran."""
+    if not fidelity:
+        return "The run did not record how much of the real protocol ran: assume that none did."
+    return _FIDELITY.get(
+        fidelity, f"The fidelity {fidelity!r} is unknown to this report: assume nothing about it."
+    )
+
+
+def smallest_sum(tree: RunTree) -> int | None:
+    """Fewest clients in any opened sum; None if none was opened or no real protocol ran."""
+    if tree.fidelity != "protocol":
+        return None
+    opened = [r.survivors for run in tree.runs for r in run.rounds if r.status == "ok"]
+    return min(opened, default=None)
+
+
+def statement(row: Row, tree: RunTree) -> RowStatement:
+    """What the row promises, what it leaves open, and what is wrong with it."""
+    label = row_label(row.mode, row.target_epsilon)
+    if row.mode == _NO_DP:
+        return _open_statement(label, row)
+    if row.mode == _LOCAL_DP:
+        return _local_statement(label, row, tree)
+    return RowStatement(
+        label=label,
+        promise="This report knows no guarantee for this mode: rely on none.",
+        limits=(),
+        alarms=(),
+    )
+
+
+def _open_statement(label: str, row: Row) -> RowStatement:
+    surprising = row.epsilon is not None or row.target_epsilon is not None
+    return RowStatement(
+        label=label,
+        promise=(
+            "No guarantee about the model. While training, the server saw sums over the "
+            "survivors of each round in place of single updates."
+        ),
+        limits=(
+            "Records can be read back out of a sum or out of the final model; a larger cohort "
+            "makes that harder, it does not rule it out.",
+        ),
+        alarms=("The run recorded an epsilon for a mode that adds no noise: ignore that number.",)
+        if surprising
+        else (),
+    )
+
+
+def _local_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
+    if row.epsilon is None:
+        return RowStatement(
+            label=label,
+            promise="The run recorded no epsilon: rely on no guarantee.",
+            limits=(),
+            alarms=("A row with differential privacy has no epsilon.",),
+        )
+    unit = _agreed(row.runs, "unit") or "unit not recorded"
+    adjacency = _agreed(row.runs, "adjacency") or "not recorded"
+    delta = "not recorded" if tree.delta is None else f"{tree.delta:g}"
+    return RowStatement(
+        label=label,
+        promise=(
+            f"Each run is ({epsilon_text(row.epsilon)}, {delta})-differentially private; "
+            f"unit: one {unit}; adjacency: {adjacency}. The noise is added by the client itself "
+            "(local model), so the guarantee holds against everybody who sees its messages, the "
+            "server included, and does not rest on secure aggregation."
+        ),
+        limits=(
+            "One ledger per client; the figure is the largest epsilon over clients and seeds.",
+            "The noise is drawn in floating point, which leaks more than the Gaussian that is "
+            "accounted: read epsilon as the figure of that ideal mechanism until integer noise "
+            "takes its place (see security/limitations in the documentation).",
+            "The unit is one record. A client whose records all describe one person gets no "
+            "guarantee for that person from this figure.",
+        ),
+        alarms=_alarms(row, tree),
+    )
+
+
+def _alarms(row: Row, tree: RunTree) -> tuple[str, ...]:
+    alarms = []
+    target, spent = row.target_epsilon, row.epsilon
+    if target is not None and spent is not None and spent > target:
+        alarms.append(f"The spent epsilon {spent!r} exceeds the target {target!r}.")
+    higher = [run.path for run in row.runs if _highest(run) > (spent or 0.0)]
+    if higher:
+        alarms.append(f"The runs {', '.join(higher)} recorded a larger epsilon than their row.")
+    other = [run.path for run in row.runs if run.delta is not None and run.delta != tree.delta]
+    if other:
+        alarms.append(f"The runs {', '.join(other)} used another delta than the table says.")
+    if any(not run.ledgers for run in row.runs):
+        alarms.append("A run under local differential privacy recorded no ledger.")
+    return tuple(alarms)
+
+
+def _highest(run: RunRecord) -> float:
+    """The largest epsilon that any of the run's own files mentions; 0 if none does."""
+    seen = [run.epsilon, *(r.epsilon for r in run.rounds), *(x.spent_epsilon for x in run.ledgers)]
+    return max((value for value in seen if value is not None), default=0.0)
+
+
+def _agreed(runs: tuple[RunRecord, ...], field: str) -> str:
+    """The one value of a text field in all runs; all of them, joined, if they differ."""
+    return " / ".join(sorted({getattr(run, field) for run in runs} - {""}))
+
+
+def composition(tree: RunTree) -> Composition:
+    """The price of publishing all runs together, by basic composition.
+
+    Each run used the same records, so epsilons and deltas add up, seeds included. A run without
+    differential privacy has no finite epsilon: published beside the others it leaves no bound.
+    """
+    private = [run for run in tree.runs if run.mode != _NO_DP]
+    epsilons = [run.epsilon for run in private]
+    deltas = [run.delta if run.delta is not None else tree.delta for run in private]
+    return Composition(
+        private_runs=len(private),
+        open_runs=len(tree.runs) - len(private),
+        epsilon=None if None in epsilons else math.fsum(e for e in epsilons if e is not None),
+        delta=None if None in deltas else math.fsum(d for d in deltas if d is not None),
+    )
