@@ -1,1 +1,11 @@
-"""securefl.training."""
+"""Steps 1 and 9 of a round: train a client's update, apply the decoded mean.
+
+This package knows models, data and optimisers. It knows no codec, no protocol, no key and no
+socket. Importing it loads no torch; its modules do:
+
+- ``data``, ``partition``: data sets and how they are dealt to clients (NumPy only),
+- ``models``, ``local``: small models, plain local training, evaluation,
+- ``randomness``, ``dpsgd``: record-level differential privacy through Opacus with coins from the
+  operating system,
+- ``apply``: server optimisers on the decoded mean.
+"""
