@@ -50,6 +50,7 @@ def render(tree: RunTree) -> str:
     )
     environment.filters.update(
         bytes=statements.bytes_text,
+        delta=statements.delta_text,
         epsilon=statements.epsilon_text,
         percent=statements.percent_text,
         seconds=_seconds_text,
@@ -57,12 +58,14 @@ def render(tree: RunTree) -> str:
         dropped=_dropped_text,
         short=_short_head,
     )
+    said = [statements.statement(row, tree) for row in tree.rows]
     return environment.get_template("report.html.j2").render(
         tree=tree,
         headline=statements.headline(tree),
         fidelity=statements.fidelity_sentence(tree.fidelity),
         smallest_sum=statements.smallest_sum(tree),
-        statements=[statements.statement(row, tree) for row in tree.rows],
+        statements=said,
+        shared_limits=statements.shared_limits(said),
         row_label=statements.row_label,
         no_dp_sentence=statements.NO_DP_SENTENCE,
         has_open_rows=statements.composition(tree).open_runs > 0,

@@ -110,6 +110,7 @@ def _lines(axes: Axes, series: Sequence[_Series], *, middle: str) -> None:
 def _finish(axes: Axes, title: str, *, legend: bool = False) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("round")
+    axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)

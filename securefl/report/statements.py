@@ -11,6 +11,7 @@ sum, and refuses to guess a guarantee for a mode it does not know.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from securefl.report.tree import Row, RunRecord, RunTree
@@ -21,11 +22,13 @@ __all__ = [
     "RowStatement",
     "bytes_text",
     "composition",
+    "delta_text",
     "epsilon_text",
     "fidelity_sentence",
     "headline",
     "percent_text",
     "row_label",
+    "shared_limits",
     "smallest_sum",
     "statement",
 ]
@@ -100,6 +103,15 @@ def epsilon_text(value: float | None) -> str:
     return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}"
 
 
+def delta_text(value: float | None) -> str:
+    """A delta to four digits, rounded to nearest.
+
+    >>> delta_text(1e-5), delta_text(6e-5), delta_text(None)
+    ('1e-5', '6e-5', 'not recorded')
+    """
+    return "not recorded" if value is None else f"{value:.4g}".replace("e-0", "e-")
+
+
 def percent_text(value: float | None) -> str:
     """A fraction as per cent, rounded down to one decimal: accuracy is never shown larger.
 
@@ -169,7 +181,7 @@ def statement(row: Row, tree: RunTree) -> RowStatement:
     """What the row promises, what it leaves open, and what is wrong with it."""
     label = row_label(row.mode, row.target_epsilon)
     if row.mode == _NO_DP:
-        return _open_statement(label, row)
+        return _open_statement(label, row, tree)
     if row.mode == _LOCAL_DP:
         return _local_statement(label, row, tree)
     return RowStatement(
@@ -180,14 +192,26 @@ def statement(row: Row, tree: RunTree) -> RowStatement:
     )
 
 
-def _open_statement(label: str, row: Row) -> RowStatement:
+def shared_limits(said: Sequence[RowStatement]) -> list[tuple[list[str], tuple[str, ...]]]:
+    """Each distinct list of limits once, with the labels of the rows it belongs to."""
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for one in said:
+        if one.limits:
+            grouped.setdefault(one.limits, []).append(one.label)
+    return [(labels, limits) for limits, labels in grouped.items()]
+
+
+def _open_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
     surprising = row.epsilon is not None or row.target_epsilon is not None
+    hidden = (
+        "A server that follows the protocol saw the sum over the survivors of each round in place "
+        "of single updates."
+        if tree.fidelity == "protocol"
+        else "Single updates were not hidden either: the real protocol did not run."
+    )
     return RowStatement(
         label=label,
-        promise=(
-            "No guarantee about the model. While training, the server saw sums over the "
-            "survivors of each round in place of single updates."
-        ),
+        promise=f"No guarantee about the model. {hidden}",
         limits=(
             "Records can be read back out of a sum or out of the final model; a larger cohort "
             "makes that harder, it does not rule it out.",
@@ -208,12 +232,11 @@ def _local_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
         )
     unit = _agreed(row.runs, "unit") or "unit not recorded"
     adjacency = _agreed(row.runs, "adjacency") or "not recorded"
-    delta = "not recorded" if tree.delta is None else f"{tree.delta:g}"
     return RowStatement(
         label=label,
         promise=(
-            f"Each run is ({epsilon_text(row.epsilon)}, {delta})-differentially private; "
-            f"unit: one {unit}; adjacency: {adjacency}. The noise is added by the client itself "
+            f"Each run is ({epsilon_text(row.epsilon)}, {delta_text(tree.delta)})-differentially "
+            f"private; unit: one {unit}; adjacency: {adjacency}. Each client adds the noise itself "
             "(local model), so the guarantee holds against everybody who sees its messages, the "
             "server included, and does not rest on secure aggregation."
         ),
