@@ -1,0 +1,444 @@
+"""What releases cost together: composition in RDP, and the translation to (epsilon, delta).
+
+RDP curves add up under (even adaptive) composition (Mironov 2017, Prop. 1); the sum is translated
+once, at the best order (see :mod:`accounting.curves` for the sources). For unsampled Gaussians the
+exact answer is known (Balle, Wang 2018, arXiv 1805.06530, Theorem 8) and given on request.
+
+What an epsilon of this module means: the releases were *planned beforehand*. If parameters or the
+decision to stop depend on earlier outputs, only the declared order of :mod:`accounting.ledger`
+gives a bound. This module knows no budget, no file and no history.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import log_ndtr
+
+from accounting.curves import (
+    DEFAULT_ORDERS,
+    Floats,
+    Orders,
+    best_order,
+    count_weight,
+    leaf_curve,
+)
+from accounting.errors import (
+    AdjacencyMismatch,
+    InvalidEvent,
+    InvalidParameter,
+    OrderAtEdgeWarning,
+    UnsupportedEvent,
+)
+from accounting.events import Adjacency, Event, Gaussian, leaves
+
+__all__ = [
+    "Bound",
+    "BoundKind",
+    "Method",
+    "RDPAccountant",
+    "RDPCurve",
+    "checked_delta",
+    "checked_epsilon",
+    "epsilon",
+    "gaussian_delta",
+    "gaussian_epsilon",
+]
+
+_KEPT_TOTALS = 8
+
+
+class BoundKind(StrEnum):
+    """What a number says about the true epsilon. An estimate never supports a claim."""
+
+    UPPER = "upper"
+    LOWER = "lower"
+    EXACT = "exact"
+    ESTIMATE = "estimate"
+
+
+class Method(StrEnum):
+    """How an epsilon is computed."""
+
+    AUTO = "auto"
+    """Exact if every event is an unsampled Gaussian, else RDP."""
+
+    RDP = "rdp"
+    EXACT = "exact"
+
+    @classmethod
+    def of(cls, value: Method | str) -> Method:
+        """The member with this name.
+
+        Raises:
+            InvalidParameter: for an unknown name.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            names = ", ".join(member.value for member in cls)
+            raise InvalidParameter(f"method must be one of {names}, found {value!r}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """One statement: "(value, delta)-differentially private under this adjacency".
+
+    Attributes:
+        value: epsilon, >= 0, possibly infinite.
+        kind: what the number says about the true epsilon.
+        method: how it was computed.
+        delta: the delta of the statement, in [0, 1].
+        adjacency: the neighbour relation.
+        order: the RDP order that gave it; None where no order was involved.
+        discretisation: the grid width of a discretised method; None for RDP and exact.
+    """
+
+    value: float
+    kind: BoundKind
+    method: Method
+    delta: float
+    adjacency: Adjacency
+    order: float | None = None
+    discretisation: float | None = None
+
+    def __str__(self) -> str:
+        at = "" if self.order is None else f", order {self.order:.6g}"
+        return (
+            f"epsilon {self.value:.6g} at delta {self.delta:.6g} "
+            f"({self.adjacency}, {self.method} {self.kind}{at})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RDPCurve:
+    """An RDP curve on the accountant's orders.
+
+    Attributes:
+        orders: the orders, increasing.
+        values: the RDP at each, >= 0, possibly infinite.
+        adjacency: the neighbour relation.
+    """
+
+    orders: tuple[float, ...]
+    values: tuple[float, ...]
+    adjacency: Adjacency
+
+
+def checked_delta(delta: object) -> float:
+    """Delta as a float strictly between 0 and 1.
+
+    Raises:
+        InvalidParameter: otherwise. A delta of 0 or 1 has no meaning for these bounds.
+    """
+    if isinstance(delta, bool) or not isinstance(delta, numbers.Real):
+        raise InvalidParameter(f"delta must be a number, found {type(delta).__name__}")
+    if not 0 < float(delta) < 1:
+        raise InvalidParameter(f"delta must be strictly between 0 and 1, found {delta!r}")
+    return float(delta)
+
+
+def checked_epsilon(value: object) -> float:
+    """Epsilon as a finite float >= 0.
+
+    Raises:
+        InvalidParameter: otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidParameter(f"epsilon must be a number, found {type(value).__name__}")
+    if not (float(value) >= 0 and math.isfinite(value)):
+        raise InvalidParameter(f"epsilon must be finite and >= 0, found {value!r}")
+    return float(value)
+
+
+def _checked_times(n: object) -> int:
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or operator.index(n) < 1:
+        raise InvalidParameter(f"n must be an int >= 1, found {n!r}")
+    return operator.index(n)
+
+
+class RDPAccountant:
+    """Adds up releases on one data set and answers with an (epsilon, delta).
+
+    Without ``orders`` the default grid is used and the best order is refined around its minimum;
+    with ``orders`` exactly these are used, so that two accountants can be compared number by
+    number. Refining can only lower an epsilon, never make it wrong.
+
+    Args:
+        adjacency: the neighbour relation of the claim; no default.
+        orders: increasing RDP orders in [1.01, 65536], or None for the refined default grid.
+
+    Raises:
+        InvalidParameter: for an unknown adjacency or impossible orders.
+
+    >>> a = RDPAccountant(adjacency=Adjacency.ADD_REMOVE)
+    >>> a.compose(Gaussian(noise_multiplier=20.0), 1000)
+    >>> round(a.epsilon(1e-5).value, 3)
+    8.078
+    """
+
+    def __init__(
+        self, *, adjacency: Adjacency | str, orders: Iterable[float] | None = None
+    ) -> None:
+        self._adjacency = Adjacency.of(adjacency)
+        self._grid = Orders.of(DEFAULT_ORDERS if orders is None else orders)
+        self._refines = orders is None
+        self._counts: dict[Event, int] = {}
+        # Sums of curves by the orders they were asked for; kept up to date by compose().
+        self._totals: dict[Orders, Floats] = {}
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The neighbour relation of every number this accountant gives."""
+        return self._adjacency
+
+    @property
+    def events(self) -> tuple[tuple[Event, int], ...]:
+        """What was composed, as (event without Repeat or Compose, how often)."""
+        return tuple(self._counts.items())
+
+    def compose(self, event: Event, n: int = 1) -> None:
+        """Adds ``n`` independent runs of ``event``.
+
+        Raises:
+            InvalidEvent: if ``event`` is not an event.
+            InvalidParameter: if ``n`` is not an int >= 1.
+            UnsupportedEvent: if some part has no proved curve; then nothing was added.
+        """
+        if not isinstance(event, Event):
+            raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
+        times = _checked_times(n)
+        parts = [(leaf, count * times) for leaf, count in leaves(event)]
+        for leaf, _ in parts:
+            leaf_curve(leaf, _PROBE, self._adjacency)  # refuses what it does not know
+        for orders, total in self._totals.items():
+            for leaf, count in parts:
+                np.add(
+                    total, count_weight(count) * leaf_curve(leaf, orders, self._adjacency), total
+                )
+        for leaf, count in parts:
+            self._counts[leaf] = self._counts.get(leaf, 0) + count
+
+    def __add__(self, other: RDPAccountant) -> RDPAccountant:
+        """The accountant of both histories on the same data set.
+
+        Raises:
+            AdjacencyMismatch: if the neighbour relations differ.
+            InvalidParameter: if the orders differ.
+        """
+        if not isinstance(other, RDPAccountant):
+            return NotImplemented
+        if self._adjacency is not other._adjacency:
+            raise AdjacencyMismatch(
+                f"cannot add a {other._adjacency} history to a {self._adjacency} one: "
+                "account for both under one adjacency"
+            )
+        if self._grid is not other._grid or self._refines is not other._refines:
+            raise InvalidParameter("cannot add accountants with different orders")
+        result = RDPAccountant(adjacency=self._adjacency)
+        result._grid, result._refines = self._grid, self._refines
+        result._counts = dict(self._counts)
+        result._totals = {orders: total.copy() for orders, total in self._totals.items()}
+        for leaf, count in other._counts.items():
+            result.compose(leaf, count)
+        return result
+
+    def curve(self) -> RDPCurve:
+        """The composed RDP curve on this accountant's grid."""
+        return RDPCurve(
+            orders=tuple(self._grid.values.tolist()),
+            values=tuple(self._total(self._grid).tolist()),
+            adjacency=self._adjacency,
+        )
+
+    def epsilon(self, delta: float) -> Bound:
+        """The smallest epsilon that the curve proves for this delta.
+
+        Warns:
+            OrderAtEdgeWarning: if the best order is the first or the last of the grid.
+
+        Raises:
+            InvalidParameter: unless 0 < delta < 1.
+        """
+        delta = checked_delta(delta)
+        if self._total_variation() <= delta:
+            return self._bound(0.0, delta, order=float(self._grid.values[0]))
+        if self._refines:
+            value, order, index = best_order(self._total, delta, grid=self._grid)
+        else:
+            values = self._grid.to_epsilon(self._total(self._grid), delta)
+            index = int(np.argmin(values))
+            value, order = float(values[index]), float(self._grid.values[index])
+        if math.isinf(value):
+            return self._bound(math.inf, delta, order=None)
+        self._warn_at_edge(index, value)
+        return self._bound(max(0.0, value), delta, order=order)
+
+    def epsilon_at(self, order: float, delta: float) -> Bound:
+        """The epsilon that one declared order proves for this delta.
+
+        Raises:
+            InvalidParameter: unless 0 < delta < 1 and the order is in [1.01, 65536].
+        """
+        delta = checked_delta(delta)
+        orders = Orders.of((order,))
+        value = float(orders.to_epsilon(self._total(orders), delta)[0])
+        return self._bound(max(0.0, value), delta, order=order)
+
+    def delta(self, epsilon: float) -> Bound:
+        """The smallest delta that the curve proves for this epsilon, on the grid.
+
+        Returns:
+            The statement, with ``value`` = epsilon and the answer in ``delta``.
+
+        Raises:
+            InvalidParameter: unless epsilon is finite and >= 0.
+        """
+        epsilon = checked_epsilon(epsilon)
+        logs = self._grid.to_log_delta(self._total(self._grid), epsilon)
+        index = int(np.argmin(logs))
+        proved = min(1.0, math.exp(min(0.0, float(logs[index]))))
+        return self._bound(
+            epsilon, min(proved, self._total_variation()), order=float(self._grid.values[index])
+        )
+
+    def _total(self, orders: Orders) -> Floats:
+        total = self._totals.get(orders)
+        if total is None:
+            total = np.zeros(len(orders))
+            for leaf, count in self._counts.items():
+                total += count_weight(count) * leaf_curve(leaf, orders, self._adjacency)
+            while len(self._totals) >= _KEPT_TOTALS:
+                self._totals.pop(next(iter(self._totals)))
+            self._totals[orders] = total
+        return total
+
+    def _total_variation(self) -> float:
+        """An upper bound on the total variation distance, from KL <= eps(a) for every a > 1.
+
+        Bretagnolle, Huber 1979: TV <= sqrt(1 - e^-KL); then (0, TV)-DP holds.
+        """
+        return math.sqrt(-math.expm1(-float(self._total(self._grid)[0])))
+
+    def _warn_at_edge(self, index: int, value: float) -> None:
+        if value > 0 and index in (0, len(self._grid) - 1):
+            edge = float(self._grid.values[index])
+            warnings.warn(
+                f"the best RDP order is {edge:g}, at the edge of the grid: epsilon {value:.6g} is "
+                "valid but may be loose; give other orders or check the parameters",
+                OrderAtEdgeWarning,
+                stacklevel=3,
+            )
+
+    def _bound(self, value: float, delta: float, *, order: float | None) -> Bound:
+        return Bound(
+            value=value,
+            kind=BoundKind.UPPER,
+            method=Method.RDP,
+            delta=delta,
+            adjacency=self._adjacency,
+            order=order,
+        )
+
+    def __repr__(self) -> str:
+        return f"RDPAccountant(adjacency={self._adjacency.value!r}, events={len(self._counts)})"
+
+
+_PROBE = Orders.of((2.0,))
+
+
+def epsilon(
+    event: Event,
+    delta: float,
+    *,
+    adjacency: Adjacency | str,
+    method: Method | str = Method.AUTO,
+) -> Bound:
+    """The epsilon of one event (tree) at this delta.
+
+    Args:
+        event: what is released in all.
+        delta: 0 < delta < 1.
+        adjacency: the neighbour relation of the claim; no default.
+        method: ``auto`` is exact if all events are unsampled Gaussians, else RDP.
+
+    Raises:
+        InvalidParameter: for a delta, an adjacency or a method that is not possible.
+        UnsupportedEvent: if no proved curve is known, or ``exact`` is asked for other events.
+
+    >>> epsilon(Gaussian(noise_multiplier=1.0), 1e-5, adjacency="replace-one").kind.value
+    'exact'
+    """
+    adjacency = Adjacency.of(adjacency)
+    method = Method.of(method)
+    delta = checked_delta(delta)
+    if not isinstance(event, Event):
+        raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
+    if method is not Method.RDP:
+        mu = _gaussian_mu(event, adjacency)
+        if mu is not None:
+            return Bound(
+                value=gaussian_epsilon(mu, delta),
+                kind=BoundKind.EXACT,
+                method=Method.EXACT,
+                delta=delta,
+                adjacency=adjacency,
+            )
+        if method is Method.EXACT:
+            raise UnsupportedEvent(
+                f"only unsampled Gaussians have an exact epsilon here, found {event}: use rdp",
+                event=event,
+            )
+    accountant = RDPAccountant(adjacency=adjacency)
+    accountant.compose(event)
+    return accountant.epsilon(delta)
+
+
+# --- the exact Gaussian -------------------------------------------------------------------------
+
+
+def _gaussian_mu(event: Event, adjacency: Adjacency) -> float | None:
+    """The mu of Gaussian DP, mu^2 = sum n / z^2 (replace-one: four times that); None if mixed."""
+    squares = []
+    for leaf, count in leaves(event):
+        if not isinstance(leaf, Gaussian):
+            return None
+        inverse = 1.0 / leaf.noise_multiplier
+        squares.append(count_weight(count) * (inverse * inverse))
+    scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
+    return scale * math.sqrt(math.fsum(squares))
+
+
+def gaussian_delta(mu: float, value: float) -> float:
+    """Delta of mu-Gaussian DP at epsilon ``value``: Phi(m/2 - e/m) - e^e Phi(-m/2 - e/m).
+
+    In log space, so that small deltas keep their digits (Balle, Wang 2018, Theorem 8).
+    """
+    above = float(log_ndtr(mu / 2 - value / mu))
+    below = value + float(log_ndtr(-mu / 2 - value / mu))
+    return math.exp(above) * -math.expm1(min(0.0, below - above))
+
+
+@lru_cache(maxsize=4096)
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """The smallest epsilon of mu-Gaussian DP at this delta, rounded to the safe side."""
+    if math.isinf(mu):
+        return math.inf
+    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
+        return 0.0
+    low, high = 0.0, mu * (mu / 2 + math.sqrt(2 * math.log(1 / delta)))  # by zCDP, hence enough
+    while high - low > 1e-13 * high:
+        middle = (low + high) / 2
+        if gaussian_delta(mu, middle) <= delta:
+            high = middle
+        else:
+            low = middle
+    return high
