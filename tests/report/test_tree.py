@@ -125,6 +125,15 @@ def test_a_number_too_large_for_a_double_is_refused(sweep: Any) -> None:
         read_tree(out)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_json_is_refused_even_under_an_unknown_key(
+    sweep: Any, value: float
+) -> None:
+    sweep.metrics["none-inf-s1"][2]["later"] = value
+    with pytest.raises(ConfigurationError, match=r"line 3.*written as null"):
+        read_tree(sweep.write())
+
+
 def test_a_torn_last_line_is_refused_with_advice(sweep: Any) -> None:
     out = sweep.write()
     path = out / "none-inf-s1" / "metrics.jsonl"
