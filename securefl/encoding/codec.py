@@ -41,7 +41,7 @@ from securefl.modular import RingVector
 from securefl.round import AggregateSum, ClientId
 
 if TYPE_CHECKING:
-    from accounting import NonPrivate
+    from accounting.events import NonPrivate
 
 __all__ = ["AggregateUpdate", "CodecSpec", "UpdateCodec", "Weighting", "sum_encoded"]
 
@@ -277,7 +277,7 @@ class UpdateCodec:
         Raises:
             ConfigurationError: unless 0 <= colluding <= survivors <= n_max and survivors >= 1.
         """
-        from accounting import NonPrivate  # noqa: PLC0415  # keeps scipy out of the masking client
+        from accounting.events import NonPrivate  # noqa: PLC0415  # keeps scipy out of the masking client
 
         if not (1 <= survivors <= self.spec.max_clients and 0 <= colluding <= survivors):
             raise ConfigurationError(
