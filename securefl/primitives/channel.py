@@ -1,0 +1,128 @@
+"""Key agreement and the one-message channel: X25519, HKDF-SHA256, AES-256-GCM.
+
+Bonawitz et al. 2017, section 3.1 (key agreement) and 3.2 (authenticated encryption). The channel's
+nonce is constant, which is safe for exactly one reason: a channel key belongs to one direction of
+one pair in one session and encrypts one message. This module does not know who talks to whom; the
+caller puts ids and session into the derivation (``info``) and the additional data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from securefl.errors import SecureFLError
+
+__all__ = [
+    "TAG_BYTES",
+    "AgreementKey",
+    "DegenerateKey",
+    "PublicKey",
+    "Unopenable",
+    "derive",
+    "open_sealed",
+    "seal_once",
+    "sha256",
+]
+
+TAG_BYTES = 16
+_NONCE = bytes(12)
+
+
+class DegenerateKey(SecureFLError):
+    """A public key of small order: the agreed secret would be all zero, known to everybody."""
+
+
+class Unopenable(SecureFLError):
+    """A ciphertext that was not made under this key for this context."""
+
+
+def sha256(*parts: bytes) -> bytes:
+    """SHA-256 of the parts joined; the caller's formats make the joints unambiguous."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+class PublicKey:
+    """A parsed X25519 public key; parsing costs, so it is done once per key.
+
+    Attributes:
+        raw: the 32 bytes it came from.
+    """
+
+    __slots__ = ("_key", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) != 32:
+            raise ValueError(f"an X25519 public key has 32 bytes, found {len(raw)}")
+        self.raw = raw
+        self._key = X25519PublicKey.from_public_bytes(raw)
+
+
+class AgreementKey:
+    """An X25519 private key. Its repr shows nothing and it cannot be pickled.
+
+    Attributes:
+        public: the 32 bytes to publish.
+    """
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, secret: bytes) -> None:
+        """``secret``: 32 random bytes (clamped as RFC 7748, section 5, says)."""
+        if len(secret) != 32:
+            raise ValueError(f"an X25519 private key has 32 bytes, found {len(secret)}")
+        self._key = X25519PrivateKey.from_private_bytes(secret)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    def agree(self, peer: PublicKey) -> bytes:
+        """X25519(this key, peer): 32 bytes, to be used only as HKDF input.
+
+        Raises:
+            DegenerateKey: if the result is all zero (RFC 7748, section 6.1).
+        """
+        try:
+            return self._key.exchange(peer._key)
+        except ValueError:
+            raise DegenerateKey("a public key of small order: it agrees on nothing") from None
+
+    def __repr__(self) -> str:
+        return "AgreementKey(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a private key cannot be pickled or copied")
+
+
+def derive(ikm: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-SHA256 (RFC 5869): ``length`` bytes bound to ``salt`` and ``info``."""
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(ikm)
+
+
+def seal_once(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+    """AES-256-GCM under the zero nonce: ciphertext and 16-byte tag.
+
+    Never call it twice with one key: two messages under one nonce give both away.
+    """
+    if len(key) != 32:
+        raise ValueError(f"a channel key has 32 bytes, found {len(key)}")
+    return AESGCM(key).encrypt(_NONCE, plaintext, aad)
+
+
+def open_sealed(key: bytes, ciphertext: bytes, aad: bytes) -> bytes:
+    """Inverse of :func:`seal_once`.
+
+    Raises:
+        Unopenable: if key, additional data or a single bit differs.
+    """
+    try:
+        return AESGCM(key).decrypt(_NONCE, ciphertext, aad)
+    except InvalidTag:
+        raise Unopenable("the ciphertext does not open under this key and context") from None

@@ -1,0 +1,184 @@
+"""What every protocol machine looks like from outside, and what it can tell its driver.
+
+A machine owns one side of one session. It never waits, sends or reads a clock: the driver hands it
+frames and decides when a phase ends; the machine answers with :class:`Outbound` frames to send and
+events to know. This module knows no protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol, TypeAlias
+
+from securefl.errors import PeerProtocolError, WireError
+from securefl.modular import RingVector
+from securefl.round import AggregateSum, ClientId, SurvivorSets
+
+__all__ = [
+    "Aborted",
+    "AggregateReady",
+    "ClientDropped",
+    "ClientEquivocated",
+    "ClientMachine",
+    "Event",
+    "MalformedMessage",
+    "Outbound",
+    "PhaseClosed",
+    "Reason",
+    "ServerMachine",
+    "ShareUnreadable",
+]
+
+
+class Reason(IntEnum):
+    """Why a client was dropped or a session aborted; the number travels in Abort frames."""
+
+    NO_REPLY = 1
+    MALFORMED = 2
+    INVALID_SIGNATURE = 3
+    DUPLICATE_KEY = 4
+    TOO_FEW_HOLDERS = 5
+    INVALID_SHARE = 6
+    LATE = 7
+    CLIENT_ABORT = 8
+    ROSTER_MISMATCH = 9
+    DECRYPTION_FAILED = 10
+    EQUIVOCATION = 11
+    BELOW_THRESHOLD = 12
+
+
+class MalformedMessage(PeerProtocolError, WireError):
+    """A message of the expected type whose bytes are malformed: its author is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """One frame that the machine wants sent.
+
+    Attributes:
+        recipient: a client, or the server's reserved id.
+        frame: header, body and signature, ready for the wire.
+    """
+
+    recipient: ClientId
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientDropped:
+    """The server goes on without this client."""
+
+    client: ClientId
+    phase: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientEquivocated:
+    """This client sent two different messages of one type; the first one counts."""
+
+    client: ClientId
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseClosed:
+    """A phase ended with these clients, ascending."""
+
+    phase: str
+    members: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareUnreadable:
+    """A share from this dealer did not open; the session can go on without it."""
+
+    dealer: ClientId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateReady:
+    """The sum is open and every secret behind it was checked."""
+
+    aggregate: AggregateSum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aborted:
+    """The session ended without a result on this machine."""
+
+    reason: Reason
+    by: ClientId
+
+
+Event: TypeAlias = (
+    ClientDropped | ClientEquivocated | PhaseClosed | ShareUnreadable | AggregateReady | Aborted
+)
+
+
+class ClientMachine(Protocol):
+    """One client's side of one session. Use it once."""
+
+    @property
+    def client_id(self) -> ClientId:
+        """Whose side this is."""
+
+    @property
+    def phase(self) -> str:
+        """The phase it is in."""
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether the session now waits for :meth:`set_input` and for nothing else."""
+
+    @property
+    def masked_input_emitted(self) -> bool:
+        """Whether the masked input was handed out for sending (stays True afterwards)."""
+
+    def start(self) -> Sequence[Outbound | Event]:
+        """The first message."""
+
+    def receive(self, frame: bytes, sender: ClientId | None = None) -> Sequence[Outbound | Event]:
+        """Takes a frame; ``sender`` is whom the transport authenticated, if it did."""
+
+    def set_input(self, vector: RingVector) -> Sequence[Outbound | Event]:
+        """Gives the input, once."""
+
+    def abort(self) -> Sequence[Outbound | Event]:
+        """Gives up and forgets all secrets."""
+
+
+class ServerMachine(Protocol):
+    """The server's side of one session. Use it once."""
+
+    @property
+    def phase(self) -> str:
+        """The phase it is in."""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can change any more."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every client that can still reply in this phase has done so."""
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether closing the phase now would meet its threshold."""
+
+    @property
+    def survivors(self) -> SurvivorSets:
+        """Who was there, per closed phase."""
+
+    @property
+    def result(self) -> AggregateSum | None:
+        """The opened sum, once there is one."""
+
+    def receive(self, frame: bytes, sender: ClientId | None = None) -> Sequence[Outbound | Event]:
+        """Takes a frame; ``sender`` is whom the transport authenticated, if it did."""
+
+    def close_phase(self) -> Sequence[Outbound | Event]:
+        """Ends the phase: no later frame of it counts."""

@@ -1,0 +1,542 @@
+"""The client's machine: one session, one input, one answer.
+
+Bonawitz et al. 2017, figure 4, users' side. **Use once:** a second answer to a second unmask
+request could open this client's peers, and a second input under the same masks would give away
+the difference of the two. Adversary of this version: a server that follows the protocol and sees
+everything it receives, colluding with up to A < t clients; it learns the sum over U3 and who took
+part. Every check that does not need signatures is made nevertheless, and none of them lets the
+server ask for both kinds of share of one client.
+The machine knows no floats and no model: it masks integers. The sum it helps to open is not
+differentially private by itself.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefl.errors import (
+    BelowThreshold,
+    ConfigurationError,
+    DecryptionFailed,
+    Equivocation,
+    LocalProtocolError,
+    PeerProtocolError,
+    RosterMismatch,
+    UnexpectedMessage,
+    WireError,
+)
+from securefl.modular import RingVector, Words
+from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
+from securefl.primitives.sharing import parse_share_words, share
+from securefl.protocols.machine import (
+    Aborted,
+    Event,
+    MalformedMessage,
+    Outbound,
+    Reason,
+    ShareUnreadable,
+)
+from securefl.protocols.secagg import keys
+from securefl.protocols.secagg.graph import CompleteGraph
+from securefl.protocols.secagg.masks import mask_in_place
+from securefl.protocols.secagg.messages import (
+    B_WORDS,
+    S_WORDS,
+    Abort,
+    AdvertiseKeys,
+    EncryptedShares,
+    KeyRoster,
+    RosterEntry,
+    ShareDelivery,
+    UnmaskRequest,
+    UnmaskShares,
+    message_type,
+)
+from securefl.protocols.secagg.params import ClientPolicy, check_policy
+from securefl.protocols.secagg.transitions import (
+    MessageType,
+    Phase,
+    client_row,
+    next_client_phase,
+)
+from securefl.round import SERVER, ClientId, Layout, RoundConfig
+from securefl.wire import Buffer, Frame, decode_frame, encode_frame, pack_words
+
+__all__ = ["SecAggClient"]
+
+_Failure = PeerProtocolError | BelowThreshold
+_F = TypeVar("_F", bound=_Failure)
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class _Secrets:
+    """Everything that must be gone when the session is over. Fields empty as soon as possible."""
+
+    c: AgreementKey | None = None
+    s: AgreementKey | None = None
+    s_sk: bytes | None = None
+    b: bytes | None = None
+    pair_keys: dict[ClientId, bytes] = field(default_factory=dict)
+    channel_keys: dict[ClientId, bytes] = field(default_factory=dict)
+    words: Words | None = None
+    own_b_share: NDArray[np.uint32] | None = None
+    b_shares: NDArray[np.uint32] | None = None
+    s_shares: NDArray[np.uint32] | None = None
+
+
+class SecAggClient:
+    """One client's side of one session (sans-IO).
+
+    Args:
+        client_id: who this is; a member of the cohort.
+        config: the round's configuration, as received.
+        context_digest: 32 bytes, computed by this client from the model, codec and plan it
+            received itself. It must equal the configuration's.
+        policy: what this client demands of any configuration.
+        random_bytes: source of secrets. The default asks the operating system. Anything else is
+            for tests and vectors. Read in this order: c_sk 32, s_sk 32, b_u 16 by ``start()``;
+            coefficients of b's shares, then of s's, on the roster.
+
+    Raises:
+        ConfigurationError: if the configuration is unsafe, weaker than the policy, of another
+            context, or without this client. Nothing has been emitted then.
+    """
+
+    def __init__(
+        self,
+        client_id: ClientId,
+        config: RoundConfig,
+        *,
+        context_digest: bytes,
+        policy: ClientPolicy | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        check_policy(config, policy if policy is not None else ClientPolicy())
+        if client_id not in config.cohort:
+            raise ConfigurationError(f"client {client_id} is not in the cohort of this round")
+        if not hmac.compare_digest(context_digest, config.context_digest):
+            raise ConfigurationError(
+                f"client {client_id} works on another context (model, codec or plan) than the "
+                "configuration says: nothing is sent, because sums of different things mean nothing"
+            )
+        self._u = client_id
+        self._config = config
+        self._config_digest = config.digest()
+        self._graph = CompleteGraph(config.cohort, config.layout)
+        self._own_share = config.layout is Layout.ALL
+        self._random_bytes = random_bytes
+        self._phase = Phase.ADVERTISE_KEYS
+        self._accepted: dict[MessageType, bytes] = {}
+        self._session: bytes | None = None
+        self._own_entry: RosterEntry | None = None
+        self._P: tuple[ClientId, ...] = ()
+        self._in_U2: NDArray[np.bool_] | None = None
+        self._readable: NDArray[np.bool_] | None = None
+        self._input_given = False
+        self._emitted_input = False
+        self._secrets: _Secrets | None = _Secrets()
+
+    # -- what a driver may ask ------------------------------------------------------------------
+
+    @property
+    def client_id(self) -> ClientId:
+        """Whose side this is."""
+        return self._u
+
+    @property
+    def phase(self) -> Phase:
+        """The phase it is in; DONE and ABORTED are final."""
+        return self._phase
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether the shares are delivered and only :meth:`set_input` is missing."""
+        delivered = MessageType.SHARE_DELIVERY in self._accepted
+        waiting = self._phase is Phase.MASKED_INPUT_COLLECTION
+        return waiting and delivered and not self._input_given
+
+    @property
+    def masked_input_emitted(self) -> bool:
+        """Whether the masked input was handed out for sending (stays True afterwards)."""
+        return self._emitted_input
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def start(self) -> list[Outbound | Event]:
+        """Makes fresh keys and advertises them.
+
+        Raises:
+            LocalProtocolError: if called twice or after an abort.
+        """
+        if self._phase is not Phase.ADVERTISE_KEYS or self._secrets is None:
+            raise LocalProtocolError(f"start() was called in phase {self._phase}; it opens it once")
+        secrets = self._secrets
+        secrets.c = AgreementKey(self._random_bytes(32))
+        secrets.s_sk = self._random_bytes(32)
+        secrets.s = AgreementKey(secrets.s_sk)
+        secrets.b = self._random_bytes(keys.SEED_BYTES)
+        self._own_entry = RosterEntry(self._u, secrets.c.public, secrets.s.public)
+        message = AdvertiseKeys(
+            c_pk=secrets.c.public,
+            s_pk=secrets.s.public,
+            commitment=keys.seed_commitment(
+                self._config_digest, self._u, secrets.c.public, secrets.b
+            ),
+        )
+        return [self._emit(message.encode(), session=self._config_digest)]
+
+    def set_input(self, vector: RingVector) -> list[Outbound | Event]:
+        """Gives the input: once, at any time until it is needed.
+
+        Args:
+            vector: m entries modulo 2^b. It is copied.
+
+        Returns:
+            The MaskedInput frame if the shares were delivered already, else nothing.
+
+        Raises:
+            LocalProtocolError: for a second input, a wrong length or modulus, or a phase in which
+                no input is taken. Nothing changes then.
+        """
+        if self._input_given:
+            raise LocalProtocolError(
+                "the input was given already; masking two inputs would give away their difference"
+            )
+        if self._secrets is None or self._phase is Phase.UNMASKING:
+            raise LocalProtocolError(f"no input is taken in phase {self._phase}")
+        if vector.modulus != self._config.modulus or len(vector) != self._config.m:
+            raise LocalProtocolError(
+                f"expected {self._config.m} entries modulo {self._config.modulus}, "
+                f"found {len(vector)} modulo {vector.modulus}"
+            )
+        self._secrets.words = vector.values.copy()
+        self._input_given = True
+        return self._mask_if_complete()
+
+    def abort(self) -> list[Outbound | Event]:
+        """Gives up and forgets all secrets. Does nothing in DONE and ABORTED."""
+        if self._secrets is None:
+            return []
+        return [
+            *self._give_up(Reason.CLIENT_ABORT),
+            Aborted(reason=Reason.CLIENT_ABORT, by=self._u),
+        ]
+
+    def receive(self, frame: bytes, sender: ClientId | None = None) -> list[Outbound | Event]:
+        """Takes a frame of the server.
+
+        Args:
+            frame: header and body.
+            sender: whom the transport authenticated; None if it does not.
+
+        Returns:
+            What to send and to know. A byte-identical repeat of an accepted frame returns nothing.
+
+        Raises:
+            WireError: bytes that are no frame; nothing changes.
+            UnexpectedMessage: a frame for another phase, sender, round or session; nothing changes.
+            MalformedMessage, RosterMismatch, DecryptionFailed, Equivocation, BelowThreshold: the
+                session is over for this client: secrets wiped, phase ABORTED, the Abort frame to
+                send in ``.outbound``.
+        """
+        parsed = decode_frame(frame)
+        kind = message_type(parsed.type)
+        self._attribute(parsed, kind, sender)
+        digest = sha256(frame)
+        if self._accepted.get(kind) == digest:
+            return []
+        row = client_row(self._phase)
+        over = self._secrets is None
+        if over and (kind is MessageType.ABORT or kind not in self._accepted):
+            raise self._unexpected(f"{kind.name} after the session ended ({self._phase})")
+        if kind is MessageType.ABORT:
+            return self._on_abort(parsed.body, digest)
+        if kind in self._accepted:
+            # Two different messages of one type: the server tells two stories.
+            raise self._fail(
+                Equivocation(f"a second, different {kind.name} arrived", culprits=[SERVER])
+            )
+        if row is None or row.accepts is not kind:
+            raise self._unexpected(f"{kind.name} in phase {self._phase}")
+        try:
+            out = self._handle(kind, parsed.body)
+        except WireError as error:
+            malformed = MalformedMessage(f"{kind.name}: {error}", culprits=[SERVER])
+            raise self._fail(malformed) from error
+        except (PeerProtocolError, BelowThreshold) as error:
+            raise self._fail(error) from None
+        self._accepted[kind] = digest
+        return [*out, *self._mask_if_complete()]
+
+    # -- frames -----------------------------------------------------------------------------------
+
+    def _attribute(self, frame: Frame, kind: MessageType, sender: ClientId | None) -> None:
+        """Refuses a frame that is not the server's, or not of this session."""
+        if frame.sender != SERVER or sender not in (None, SERVER):
+            who = frame.sender if sender is None else sender
+            raise UnexpectedMessage(f"a frame from {who}, not from the server", culprits=[who])
+        config = self._config
+        if frame.protocol is not config.protocol or frame.round_id != config.round_id:
+            raise self._unexpected(
+                f"protocol {frame.protocol.name} round {frame.round_id}; this session is "
+                f"{config.protocol.name} round {config.round_id}"
+            )
+        if frame.signature:
+            raise self._unexpected("a signed frame from the server, which signs nothing")
+        before = kind in (MessageType.KEY_ROSTER, MessageType.ABORT)
+        if frame.session != (self._config_digest if before else self._session):
+            raise self._unexpected(f"{kind.name} of another session")
+
+    def _handle(self, kind: MessageType, body: Buffer) -> list[Outbound | Event]:
+        handlers = {
+            MessageType.KEY_ROSTER: self._on_key_roster,
+            MessageType.SHARE_DELIVERY: self._on_share_delivery,
+            MessageType.UNMASK_REQUEST: self._on_unmask_request,
+        }
+        return handlers[kind](body)
+
+    def _emit(self, body: bytes, *, session: bytes) -> Outbound:
+        """The frame of this phase's row; moves on to the next phase."""
+        row = client_row(self._phase)
+        assert row is not None  # noqa: S101  # DONE and ABORTED emit nothing: callers checked
+        self._phase = next_client_phase(self._phase, self._config.adversary)
+        return self._frame(row.emits, body, session)
+
+    def _frame(self, kind: MessageType, body: bytes, session: bytes) -> Outbound:
+        frame = Frame(
+            protocol=self._config.protocol,
+            type=kind,
+            sender=self._u,
+            round_id=self._config.round_id,
+            session=session,
+            body=body,
+        )
+        return Outbound(recipient=SERVER, frame=encode_frame(frame))
+
+    # -- phases -----------------------------------------------------------------------------------
+
+    def _on_key_roster(self, body: Buffer) -> list[Outbound | Event]:
+        """Checks U1, agrees with every peer, and deals the shares of b_u and s_sk."""
+        secrets = self._live()
+        roster = KeyRoster.decode(body, most=self._config.n)
+        self._check_roster(roster)
+        peers = [entry for entry in roster.entries if entry.client != self._u]
+        if len(roster.entries) < self._config.n_min:
+            # On the complete graph n_min > t (params), so this also leaves t holders.
+            raise self._below(self._config.n_min, len(roster.entries))
+        session = keys.session_id(self._config_digest, [e.encode() for e in roster.entries])
+        agreed = {entry.client: self._agree(entry) for entry in peers}
+        P = tuple(entry.client for entry in peers)
+        rows, own_b_share = self._deal(P)
+        ciphertexts = tuple(
+            keys.seal_shares(agreed[v][0], session, self._u, v, row.tobytes())
+            for v, row in zip(P, rows, strict=True)
+        )
+        secrets.own_b_share = own_b_share
+        for v, (channel, masks) in agreed.items():
+            secrets.channel_keys[v] = keys.channel_key(channel, session, v, self._u)
+            secrets.pair_keys[v] = keys.pair_mask_key(masks, session, self._u, v)
+        secrets.c = secrets.s = secrets.s_sk = None  # all that they were for is derived
+        self._session, self._P = session, P
+        return [self._emit(EncryptedShares(ciphertexts=ciphertexts).encode(), session=session)]
+
+    def _check_roster(self, roster: KeyRoster) -> None:
+        ids = [entry.client for entry in roster.entries]
+        if any(a >= b for a, b in pairwise(ids)):
+            raise RosterMismatch("the roster's ids are not ascending", culprits=[SERVER])
+        strangers = [u for u in ids if u not in self._config.cohort]
+        if strangers:
+            raise RosterMismatch(
+                f"the roster has {strangers[:3]}, who are not in the cohort", culprits=[SERVER]
+            )
+        if self._own_entry not in roster.entries:
+            raise RosterMismatch(
+                "the roster does not show this client's own keys as it sent them", culprits=[SERVER]
+            )
+        public = {key for entry in roster.entries for key in (entry.c_pk, entry.s_pk)}
+        if len(public) != 2 * len(roster.entries):
+            raise RosterMismatch("one public key appears twice in the roster", culprits=[SERVER])
+
+    def _agree(self, entry: RosterEntry) -> tuple[bytes, bytes]:
+        """X25519 with one peer's channel key and mask key: once each, then never again."""
+        secrets = self._live()
+        assert secrets.c is not None and secrets.s is not None  # noqa: S101  # set by start()
+        try:
+            return (
+                secrets.c.agree(PublicKey(entry.c_pk)),
+                secrets.s.agree(PublicKey(entry.s_pk)),
+            )
+        except DegenerateKey as error:
+            raise RosterMismatch(
+                f"client {entry.client} has a degenerate key: {error}", culprits=[entry.client]
+            ) from None
+
+    def _deal(self, P: Sequence[ClientId]) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
+        """Shares of b_u and s_sk, one row of 5 + 9 words per member of P, and the own b-share."""
+        secrets = self._live()
+        assert secrets.b is not None and secrets.s_sk is not None  # noqa: S101  # set by start()
+        holders = [*P, self._u] if self._own_share else P
+        points = np.array([1 + self._config.cohort.index(v) for v in holders], dtype=np.uint64)
+        t = self._config.t
+        b_rows = share(secrets.b, t=t, points=points, random_bytes=self._random_bytes)
+        s_rows = share(secrets.s_sk, t=t, points=points, random_bytes=self._random_bytes)
+        rows = np.concatenate([b_rows, s_rows], axis=1).astype("<u4", copy=False)
+        return rows[: len(P)], b_rows[-1].copy() if self._own_share else None
+
+    def _on_share_delivery(self, body: Buffer) -> list[Outbound | Event]:
+        """Learns U2 and opens the peers' shares; one bad peer cannot stop the round."""
+        secrets = self._live()
+        delivery = ShareDelivery.decode(body, peers=len(self._P))
+        Q = [v for v, there in zip(self._P, delivery.present, strict=True) if there]
+        if len(Q) + self._own_share < self._config.t:
+            raise self._below(self._config.t + 1 - self._own_share, len(Q) + 1)
+        b_shares = np.zeros((len(Q), B_WORDS), dtype=np.uint32)
+        s_shares = np.zeros((len(Q), S_WORDS), dtype=np.uint32)
+        readable = np.zeros(len(Q), dtype=np.bool_)
+        for i, (v, ciphertext) in enumerate(zip(Q, delivery.ciphertexts, strict=True)):
+            try:
+                words = self._open(v, ciphertext)
+            except (Unopenable, WireError):
+                continue
+            b_shares[i], s_shares[i] = words[:B_WORDS], words[B_WORDS:]
+            readable[i] = True
+        if int(readable.sum()) + self._own_share < self._config.t:
+            bad = [v for v, good in zip(Q, readable, strict=True) if not good]
+            raise DecryptionFailed(
+                f"only {int(readable.sum())} of {len(Q)} shares could be opened, "
+                f"{self._config.t} are needed",
+                culprits=bad,
+            )
+        secrets.b_shares, secrets.s_shares = b_shares, s_shares
+        secrets.pair_keys = {v: secrets.pair_keys[v] for v in Q}
+        secrets.channel_keys = {}
+        self._in_U2, self._readable = delivery.present, readable
+        return [ShareUnreadable(dealer=v) for v, g in zip(Q, readable, strict=True) if not g]
+
+    def _open(self, v: ClientId, ciphertext: bytes) -> NDArray[np.uint32]:
+        assert self._session is not None  # noqa: S101  # set on the roster
+        key = self._live().channel_keys[v]
+        return parse_share_words(keys.open_shares(key, self._session, v, self._u, ciphertext))
+
+    def _mask_if_complete(self) -> list[Outbound | Event]:
+        """Emits y_u once both the shares and the input are there."""
+        secrets = self._secrets
+        delivered = MessageType.SHARE_DELIVERY in self._accepted
+        if (
+            self._phase is not Phase.MASKED_INPUT_COLLECTION
+            or not delivered
+            or secrets is None
+            or secrets.words is None
+            or secrets.b is None
+            or self._session is None
+        ):
+            return []
+        mask_in_place(
+            secrets.words,
+            u=self._u,
+            self_key=keys.self_mask_key(secrets.b, self._session, self._u),
+            pair_keys=secrets.pair_keys,
+            modulus=self._config.modulus,
+        )
+        body = pack_words(secrets.words, self._config.b)
+        secrets.words = secrets.b = None
+        secrets.pair_keys = {}
+        self._emitted_input = True
+        return [self._emit(body, session=self._session)]
+
+    def _on_unmask_request(self, body: Buffer) -> list[Outbound | Event]:
+        """Opens, per peer, the self-mask seed of a survivor or the mask key of a dropout."""
+        secrets = self._live()
+        assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # on U2
+        assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101
+        assert self._session is not None  # noqa: S101  # set on the roster
+        request = UnmaskRequest.decode(body, peers=len(self._P))
+        survivors = int(request.alive.sum())
+        if (request.alive & ~self._in_U2).any():
+            raise Equivocation(
+                "the survivor list has clients who were not in U2", culprits=[SERVER]
+            )
+        if request.size != survivors + 1:
+            raise Equivocation(
+                f"the survivor list shows {survivors} peers and this client, "
+                f"but claims {request.size} survivors",
+                culprits=[SERVER],
+            )
+        if request.size < self._config.n_min:
+            # Here too n_min > t leaves t holders among the survivors.
+            raise self._below(self._config.n_min, request.size)
+        alive = request.alive[self._in_U2]
+        answer = UnmaskShares(
+            readable=self._readable,
+            own=secrets.own_b_share,
+            b_shares=secrets.b_shares[self._readable & alive],
+            s_shares=secrets.s_shares[self._readable & ~alive],
+        )
+        out = self._emit(answer.encode(alive=alive), session=self._session)
+        self._wipe()
+        return [out]
+
+    def _on_abort(self, body: Buffer, digest: bytes) -> list[Outbound | Event]:
+        try:
+            reason = Abort.decode(body).reason
+        except WireError as error:
+            raise self._fail(MalformedMessage(f"ABORT: {error}", culprits=[SERVER])) from error
+        self._accepted[MessageType.ABORT] = digest
+        self._phase = Phase.ABORTED
+        self._wipe()
+        return [Aborted(reason=reason, by=SERVER)]
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def _below(self, needed: int, had: int) -> BelowThreshold:
+        return BelowThreshold(needed=needed, had=had, phase=str(self._phase))
+
+    def _unexpected(self, what: str) -> UnexpectedMessage:
+        return UnexpectedMessage(f"client {self._u} got {what}", culprits=[SERVER])
+
+    def _live(self) -> _Secrets:
+        if self._secrets is None:
+            raise LocalProtocolError(f"the session is over ({self._phase})")
+        return self._secrets
+
+    def _fail(self, error: _F) -> _F:
+        """Ends the session with this error; DONE stays DONE, and nothing is sent any more."""
+        if self._secrets is not None:
+            error.outbound = tuple(self._give_up(_REASONS.get(type(error), Reason.MALFORMED)))
+        return error
+
+    def _give_up(self, reason: Reason) -> list[Outbound]:
+        self._phase = Phase.ABORTED
+        self._wipe()
+        # The configuration digest names the session also for a server that has no roster yet.
+        return [self._frame(MessageType.ABORT, Abort(reason=reason).encode(), self._config_digest)]
+
+    def _wipe(self) -> None:
+        """Drops every secret; what Python cannot overwrite is left to the garbage collector."""
+        self._secrets = None
+
+    def __repr__(self) -> str:
+        return f"SecAggClient(client_id={self._u}, phase={self._phase}, <secrets>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client's machine cannot be pickled or copied: it would answer twice")
+
+    def __getstate__(self) -> NoReturn:
+        self.__reduce__()
+
+
+_REASONS: dict[type[Exception], Reason] = {
+    RosterMismatch: Reason.ROSTER_MISMATCH,
+    DecryptionFailed: Reason.DECRYPTION_FAILED,
+    Equivocation: Reason.EQUIVOCATION,
+    BelowThreshold: Reason.BELOW_THRESHOLD,
+    MalformedMessage: Reason.MALFORMED,
+}
