@@ -242,6 +242,8 @@ def _local_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
         ),
         limits=(
             "One ledger per client; the figure is the largest epsilon over clients and seeds.",
+            "It holds for settings that were fixed before the run. Where a later choice depends on "
+            "what came out, stopping early included, the ledgers' declared budget is the figure.",
             "The noise is drawn in floating point, which leaks more than the Gaussian that is "
             "accounted: read epsilon as the figure of that ideal mechanism until integer noise "
             "takes its place (see security/limitations in the documentation).",

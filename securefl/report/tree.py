@@ -158,6 +158,8 @@ class RunTree:
         delta: of every epsilon in the table; None if no row has differential privacy.
         fidelity: how much of the real protocol ran; empty if not recorded.
         protocol: name of the aggregation protocol; empty if not recorded.
+        adversary: what the protocol defends against; empty if not recorded.
+        threshold: fewest clients alive in every phase; None if not recorded.
         config_digest: of the configuration; empty if not recorded.
         versions: package name to version.
         rows: lines of the table; at least one.
@@ -171,6 +173,8 @@ class RunTree:
     delta: float | None
     fidelity: str
     protocol: str
+    adversary: str
+    threshold: int | None
     config_digest: str
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
@@ -216,6 +220,9 @@ class _Fields:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             self._wrong(key, "an integer of at least 0", value)
         return value
+
+    def count_or_none(self, key: str) -> int | None:
+        return None if self._data.get(key) is None else self.count(key)
 
     def integer(self, key: str) -> int:
         value = self._get(key)
@@ -301,6 +308,8 @@ def read_tree(out_dir: Path) -> RunTree:
         delta=summary.required_or_none("delta", top=1.0),
         fidelity=summary.text_or_empty("fidelity"),
         protocol=summary.text_or_empty("protocol"),
+        adversary=summary.text_or_empty("adversary"),
+        threshold=summary.count_or_none("threshold"),
         config_digest=summary.text_or_empty("config_digest"),
         versions=summary.texts_by_name("versions"),
         rows=rows,

@@ -61,6 +61,8 @@ class Tree:
             "runs": [],
             "fidelity": "protocol",
             "protocol": "secagg",
+            "adversary": "semi-honest",
+            "threshold": 7,
             "config_digest": "c0ffee" * 8,
             "versions": {"securefl": "0.1.0", "torch": "2.13"},
         }

@@ -168,7 +168,7 @@ def test_a_run_outside_the_directory_is_not_read(sweep: Any, path: str) -> None:
 
 
 def test_unknown_keys_and_absent_optional_ones_are_fine(sweep: Any) -> None:
-    for key in ("fidelity", "protocol", "config_digest", "versions"):
+    for key in ("fidelity", "protocol", "adversary", "threshold", "config_digest", "versions"):
         del sweep.summary[key]
     sweep.summary["later"] = {"new": 1}
     sweep.runs["none-inf-s0"] = {}
