@@ -81,7 +81,7 @@ class ModelUpdate:
             protection and must not leave the client.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] = field(repr=False)
     weight: int
     examples: int
     steps: int

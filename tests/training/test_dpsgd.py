@@ -1,0 +1,503 @@
+"""Record-level DP-SGD: the sum is bounded, the noise is ours, every step counts."""
+
+import math
+import os
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from opacus.optimizers import DPOptimizer
+from scipy import stats
+from torch import nn
+from torch.nn import functional
+
+from accounting.events import Gaussian, Poisson, Repeat
+from securefl.errors import ConfigurationError
+from securefl.training.dpsgd import (
+    CLIP_SLACK,
+    DPSGD,
+    ClientBudget,
+    StreamDPOptimizer,
+    clipped_gradient_sum,
+)
+from securefl.training.local import FlatModel, LocalSGD, TrainingDiverged, evaluate
+from securefl.training.models import build
+
+
+class Coins:
+    """A seeded byte stream that counts; for tests only, where repeatability is wanted."""
+
+    def __init__(self, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.drawn = 0
+
+    def __call__(self, count):
+        self.drawn += count
+        return self.rng.bytes(count)
+
+
+def one_by_one(model, x, y, clip_norm):
+    """Sum of clipped gradients, one record at a time, by plain autograd, in float64."""
+    total = np.zeros(model.dim)
+    norms = []
+    for record, label in zip(x, y, strict=True):
+        logits = model.module(torch.from_numpy(record[None]))
+        loss = functional.cross_entropy(logits, torch.tensor([label]))
+        gradient = model.gradient(loss).double().numpy()
+        norm = np.linalg.norm(gradient)
+        norms.append(norm)
+        total += gradient * min(1.0, clip_norm * (1 - CLIP_SLACK) / (norm + 1e-6))
+    return total, np.array(norms)
+
+
+def dpsgd(model, x, y, **changed):
+    settings = {
+        "client": 3,
+        "noise_multiplier": 1.0,
+        "clip_norm": 0.5,
+        "sample_rate": 0.25,
+        "steps": 4,
+        "learning_rate": 0.5,
+        **changed,
+    }
+    return DPSGD(model=model, x=x, y=y, **settings)
+
+
+@pytest.fixture
+def cnn():
+    return FlatModel(
+        build("cnn26k", input_shape=(1, 28, 28), classes=10, seed=0, activation="tanh")
+    )
+
+
+# ------------------------------------------------------------------ the clipped sum
+
+
+@pytest.mark.parametrize("name", ["softmax", "mlp"])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 100.0])
+def test_the_clipped_sum_equals_a_loop_over_single_records(
+    request, records, name, chunk, clip_norm
+):
+    model = request.getfixturevalue(name)()
+    x, y = records(n=23)
+    found = clipped_gradient_sum(model, x, y, clip_norm=clip_norm, chunk=chunk)
+    expected, _ = one_by_one(model, x, y, clip_norm)
+    assert np.abs(found - expected).max() < 1e-6 * max(1.0, np.abs(expected).max())
+
+
+def test_the_clipped_sum_of_a_convolutional_model_equals_the_loop(cnn):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 1, 28, 28)).astype(np.float32)
+    y = rng.integers(0, 10, 5)
+    found = clipped_gradient_sum(cnn, x, y, clip_norm=0.3, chunk=2)
+    expected, _ = one_by_one(cnn, x, y, 0.3)
+    assert np.abs(found - expected).max() < 1e-6
+
+
+@given(scale=st.floats(1e-3, 1e6), seed=st.integers(0, 50), clip_norm=st.floats(1e-2, 1e2))
+def test_one_record_never_contributes_more_than_the_clip_norm(scale, seed, clip_norm):
+    rng = np.random.default_rng(seed)
+    x = (scale * rng.normal(size=(1, 5))).astype(np.float32)
+    y = rng.integers(0, 3, 1)
+    model = FlatModel(build("mlp", input_shape=(5,), classes=3, seed=seed))
+    found = clipped_gradient_sum(model, x, y, clip_norm=clip_norm)
+    assert np.linalg.norm(found.astype(np.float64)) <= clip_norm
+
+
+@pytest.mark.parametrize("name", ["softmax", "mlp"])
+def test_a_record_changes_the_sum_by_at_most_the_clip_norm(request, records, name):
+    model = request.getfixturevalue(name)()
+    x, y = records(n=30)
+    x[7] *= 1e5
+    without = np.arange(30) != 7
+    whole = clipped_gradient_sum(model, x, y, clip_norm=0.5).astype(np.float64)
+    less = clipped_gradient_sum(model, x[without], y[without], clip_norm=0.5).astype(np.float64)
+    assert np.linalg.norm(whole - less) <= 0.5
+
+
+def test_the_sum_over_no_records_is_zero(softmax, cnn):
+    for model, shape in ((softmax(), (0, 6)), (cnn, (0, 1, 28, 28))):
+        x, y = np.zeros(shape, np.float32), np.zeros(0, np.int64)
+        assert not clipped_gradient_sum(model, x, y, clip_norm=1.0).any()
+
+
+def test_a_record_whose_gradient_overflows_contributes_zero_and_spares_the_others(records):
+    x, y = records(n=12)
+    model = FlatModel(build("mlp", input_shape=(6,), classes=3, seed=0))
+    model.load(model.vector() * np.float32(100))
+    bad = x.copy()
+    bad[4] = np.float32(3e38)
+    others = np.arange(12) != 4
+    gradient = model.module(torch.from_numpy(bad[4:5]))
+    assert not torch.isfinite(gradient).all()
+    found = clipped_gradient_sum(model, bad, y, clip_norm=0.5)
+    expected = clipped_gradient_sum(model, x[others], y[others], clip_norm=0.5)
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------ the noise
+
+
+def test_a_step_is_clipped_sum_plus_noise_over_the_expected_batch_size(softmax, records):
+    x, y = records(n=40)
+    model = softmax()
+    start = model.vector()
+    trainer = dpsgd(model, x, y, steps=1, learning_rate=2.0, random_bytes=Coins(5))
+    update = trainer.train(start, round_index=0)
+    replay = Coins(5)
+    from securefl.training.randomness import poisson_sample, standard_normal
+
+    batch = poisson_sample(40, 0.25, replay)
+    noise = 1.0 * 0.5 * standard_normal(model.dim, replay)
+    model.load(start)
+    total, _ = one_by_one(model, x[batch], y[batch], 0.5)
+    expected = -2.0 * (total + noise) / (0.25 * 40)
+    assert np.abs(update.values - expected).max() < 1e-5
+
+
+def test_the_noise_has_the_announced_standard_deviation(softmax, records):
+    x, y = records(n=8)
+    model = softmax()
+    start = model.vector()
+    # Clipping to 1e-6 leaves (almost) nothing but noise, whatever the records are.
+    trainer = dpsgd(
+        model,
+        x,
+        y,
+        clip_norm=1e-6,
+        noise_multiplier=3.0,
+        sample_rate=1.0,
+        steps=1,
+        learning_rate=1e6,
+        random_bytes=Coins(1),
+    )
+    draws = np.array([trainer.train(start, round_index=0).values for _ in range(400)])
+    total, _ = one_by_one(model, x, y, 1e-6)
+    noise = (draws * 8 + total * 1e6) / 3.0
+    # Fixed seed; each line would fail once in 10^6 runs with fresh coins. The tolerance of float32
+    # sums is far below the resolution of the test.
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-6
+    assert 1e-6 < stats.chi2.cdf((noise**2).sum(), noise.size) < 1 - 1e-6
+    correlation = np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]
+    assert abs(correlation) < 4.9 / math.sqrt(400)
+    rounds = np.corrcoef(noise[:-1, 0], noise[1:, 0])[0, 1]
+    assert abs(rounds) < 4.9 / math.sqrt(399)
+
+
+def test_two_clients_seeded_alike_draw_different_noise(softmax, records):
+    x, y = records()
+    model = softmax()
+    start = model.vector()
+    updates = []
+    for client in (0, 1):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        updates.append(dpsgd(model, x, y, client=client).train(start, round_index=0).values)
+    assert not np.array_equal(updates[0], updates[1])
+    assert np.abs(updates[0] - updates[1]).min() > 0
+
+
+def test_opacus_own_noise_repeats_with_the_seed_which_is_why_ours_does_not():
+    noises = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        optimiser = DPOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            expected_batch_size=1,
+        )
+        for p in model.parameters():
+            p.summed_grad = torch.zeros_like(p)
+        optimiser.add_noise()
+        noises.append(model.weight.grad.clone())
+    assert torch.equal(*noises)
+
+
+def test_training_leaves_the_global_generators_alone(softmax, records):
+    x, y = records()
+    model = softmax()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    dpsgd(model, x, y).train(model.vector(), round_index=0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_every_coin_comes_from_the_argument(softmax, records):
+    x, y = records(n=40)
+    model = softmax()
+    start = model.vector()
+    coins = Coins(2)
+    first = dpsgd(model, x, y, steps=6, random_bytes=coins).train(start, round_index=0)
+    assert coins.drawn == 6 * 8 * (40 + model.dim)
+    again = dpsgd(model, x, y, steps=6, random_bytes=Coins(2)).train(start, round_index=0)
+    assert np.array_equal(first.values, again.values)
+
+
+def test_without_noise_and_clipping_it_is_plain_sgd(softmax, records):
+    x, y = records(n=20)
+    model = softmax()
+    start = model.vector()
+    private = dpsgd(
+        model,
+        x,
+        y,
+        noise_multiplier=1e-9,
+        clip_norm=1e3,
+        sample_rate=1.0,
+        steps=5,
+        momentum=0.9,
+    ).train(start, round_index=0)
+    plain = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.5, steps=5, momentum=0.9)
+    assert np.allclose(private.values, plain.train(start, round_index=0).values, atol=1e-4)
+
+
+# ------------------------------------------------------------------ batches and steps
+
+
+def nothing_sampled(count):
+    """Large words: no record falls below a rate of .25, and every normal is the same .16."""
+    return b"\xe0" * count
+
+
+def test_empty_batches_are_noised_steps_and_are_counted(softmax, cnn, records):
+    x, y = records(n=5)
+    image = np.zeros((2, 1, 28, 28), np.float32)
+    for model, data_x, data_y in ((softmax(), x, y), (cnn, image, np.zeros(2, np.int64))):
+        start = model.vector()
+        trainer = dpsgd(model, data_x, data_y, steps=7, random_bytes=nothing_sampled)
+        update = trainer.train(start, round_index=0)
+        assert update.steps == 7
+        assert "loss" not in update.metrics
+        # Each of the 7 steps moved every parameter by the same deterministic "noise".
+        from securefl.training.randomness import standard_normal
+
+        noise = 0.5 * standard_normal(model.dim, nothing_sampled)
+        expected = -0.5 * 7 * noise / (0.25 * len(data_y))
+        assert np.abs(update.values - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_one_record_batches_work(softmax, records):
+    x, y = records(n=1)
+    model = softmax()
+    update = dpsgd(model, x, y, sample_rate=0.5, steps=20).train(model.vector(), round_index=0)
+    assert update.steps == 20
+    assert np.isfinite(update.values).all()
+    assert all(math.isfinite(v) for v in update.metrics.values())
+
+
+@pytest.mark.parametrize("records_n", [64, 65, 130])
+def test_chunks_change_neither_rate_nor_step(records, records_n):
+    x, y = records(n=records_n)
+    updates = []
+    for chunk in (64, 10, 1000):
+        model = FlatModel(build("mlp", input_shape=(6,), classes=3, seed=0))
+        trainer = dpsgd(
+            model, x, y, sample_rate=1.0, steps=3, chunk=chunk, momentum=0.5, random_bytes=Coins(4)
+        )
+        update = trainer.train(model.vector(), round_index=0)
+        assert update.steps == 3
+        assert trainer.event() == Repeat(
+            event=Poisson(sample_rate=1.0, event=Gaussian(noise_multiplier=1.0)), count=3
+        )
+        updates.append(update.values)
+    assert np.abs(updates[0] - updates[1]).max() < 1e-5
+    assert np.abs(updates[0] - updates[2]).max() < 1e-5
+
+
+def test_the_loss_is_a_plain_mean_over_the_records_seen(softmax, records):
+    x, y = records(n=30)
+    model = softmax()
+    start = model.vector()
+    update = dpsgd(model, x, y, sample_rate=1.0, steps=1).train(start, round_index=0)
+    model.load(start)
+    assert update.metrics["loss"] == pytest.approx(evaluate(model, x, y)[0], rel=1e-5)
+
+
+# ------------------------------------------------------------------ what Opacus needs of us
+
+
+def test_the_model_is_wrapped_once_and_serves_many_clients(softmax, records):
+    model = softmax()
+    start = model.vector()
+    names = [name for name, _ in model.module.named_parameters()]
+    for client in range(5):
+        x, y = records(seed=client)
+        dpsgd(model, x, y, client=client).train(start, round_index=0)
+    assert [name for name, _ in model.module.named_parameters()] == names
+    assert len(model.module._forward_hooks) == 1
+
+
+def test_hooks_sleep_outside_private_training(softmax, records):
+    x, y = records()
+    model = softmax()
+    start = model.vector()
+    plain = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.1, batch_size=4, epochs=2)
+    before = plain.train(start, round_index=0).values
+    dpsgd(model, x, y).train(start, round_index=0)
+    assert np.array_equal(plain.train(start, round_index=0).values, before)
+    for p in model.parameters:
+        assert p.grad is None
+        assert p.grad_sample is None
+        assert p.summed_grad is None
+    assert not getattr(model.module, "activations", [])
+
+
+def test_an_error_in_a_step_leaves_the_model_usable(softmax, records):
+    x, y = records()
+    model = softmax()
+    start = model.vector()
+    with pytest.raises(ConfigurationError, match="returned 0 bytes"):
+        dpsgd(model, x, y, random_bytes=lambda n: b"").train(start, round_index=0)
+    good = dpsgd(model, x, y, random_bytes=Coins(1)).train(start, round_index=0)
+    fresh = softmax()
+    expected = dpsgd(fresh, x, y, random_bytes=Coins(1)).train(start, round_index=0)
+    assert np.array_equal(good.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(6, track_running_stats=False), nn.BatchNorm1d(6, affine=False)]
+)
+def test_batch_norm_is_refused(records, layer):
+    x, y = records()
+    module = nn.Sequential(layer, nn.Linear(6, 3))
+    with pytest.raises(ConfigurationError, match="GroupNorm"):
+        dpsgd(FlatModel(module), x, y)
+
+
+def test_group_norm_is_accepted(records):
+    x, y = records()
+    model = FlatModel(nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.Linear(8, 3)))
+    found = clipped_gradient_sum(model, x, y, clip_norm=0.2)
+    expected, _ = one_by_one(model, x, y, 0.2)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_no_warning_reaches_the_user(softmax, records):
+    x, y = records()
+    model = softmax()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dpsgd(model, x, y).train(model.vector(), round_index=0)
+
+
+# ------------------------------------------------------------------ contract
+
+
+def test_the_event_says_rate_noise_and_steps(softmax, records):
+    x, y = records()
+    trainer = dpsgd(softmax(), x, y, noise_multiplier=1.3, sample_rate=0.1, steps=9)
+    step = Poisson(sample_rate=0.1, event=Gaussian(noise_multiplier=1.3))
+    assert trainer.event() == Repeat(event=step, count=9)
+    assert trainer.event(40) == Repeat(event=step, count=40)
+    update = trainer.train(trainer.model.vector(), round_index=0)
+    assert trainer.event(update.steps) == trainer.event()
+
+
+def test_equal_weights_are_the_default(softmax, records):
+    x, y = records(n=33)
+    model = softmax()
+    update = dpsgd(model, x, y).train(model.vector(), round_index=0)
+    assert (update.weight, update.examples) == (1, 33)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": math.nan},
+        {"clip_norm": 0.0},
+        {"clip_norm": math.inf},
+        {"sample_rate": 0.0},
+        {"sample_rate": 1.5},
+        {"sample_rate": math.nan},
+        {"steps": 0},
+        {"chunk": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+    ],
+)
+def test_impossible_settings_are_refused(softmax, records, changed):
+    with pytest.raises(ConfigurationError):
+        dpsgd(softmax(), *records(), **changed)
+
+
+def test_divergence_names_the_client(softmax, records):
+    x, y = records()
+    model = softmax()
+    trainer = dpsgd(model, x, y, learning_rate=1e38, steps=30, noise_multiplier=100.0)
+    with pytest.raises(TrainingDiverged, match="client 3 in round 8"):
+        trainer.train(model.vector(), round_index=8)
+
+
+def test_records_do_not_print(softmax, records):
+    text = repr(dpsgd(softmax(), *records()))
+    assert "<private>" in text
+    assert "array" not in text
+
+
+def test_the_optimiser_clips_below_the_norm_its_noise_is_scaled_to():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimiser = StreamDPOptimizer(
+        torch.optim.SGD([parameter], lr=1.0),
+        noise_multiplier=2.0,
+        clip_norm=3.0,
+        expected_batch_size=1.0,
+        random_bytes=os.urandom,
+    )
+    assert optimiser.max_grad_norm == 3.0 * (1 - 2**-10)
+    assert optimiser._noise_std == 6.0
+
+
+@pytest.mark.long
+def test_a_step_of_a_small_model_takes_little_time(records):
+    x, y = records(n=144, features=64, classes=10)
+    model = FlatModel(build("softmax", input_shape=(64,), classes=10, seed=0))
+    trainer = dpsgd(model, x, y, sample_rate=0.178, steps=300)
+    trainer.train(model.vector(), round_index=0)
+    began = time.process_time()
+    trainer.train(model.vector(), round_index=0)
+    assert (time.process_time() - began) / 300 < 3e-3
+
+
+# ------------------------------------------------------------------ budget
+
+
+class FakeLedger:
+    """Records the calls of ClientBudget in order."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return f"{name} result"
+
+        return call
+
+
+def test_each_attempt_is_reserved_under_its_own_key(softmax, records):
+    ledger = FakeLedger()
+    trainer = dpsgd(softmax(), *records())
+    budget = ClientBudget(ledger=ledger, client=3, event=trainer.event())
+    ticket = budget.reserve(5)
+    budget.reserve(5, attempt=1)
+    budget.reserve(6)
+    keys = [kwargs["key"] for _, _, kwargs in ledger.calls]
+    assert len(set(keys)) == 3
+    assert all(args == (trainer.event(),) for _, args, _ in ledger.calls)
+    budget.released(ticket, {"survivors": 4})
+    budget.withheld(ticket)
+    name, args, kwargs = ledger.calls[-2]
+    assert (name, args) == ("settle", (ticket, trainer.event(), {"survivors": 4}))
+    name, args, kwargs = ledger.calls[-1]
+    assert (name, args, kwargs) == ("abort", (ticket,), {"opened": False})
