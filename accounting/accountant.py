@@ -15,7 +15,7 @@ import math
 import numbers
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -30,6 +30,7 @@ from accounting.curves import (
     best_order,
     count_weight,
     leaf_curve,
+    rdp,
 )
 from accounting.errors import (
     AdjacencyMismatch,
@@ -268,19 +269,19 @@ class RDPAccountant:
         Raises:
             InvalidParameter: unless 0 < delta < 1.
         """
-        delta = checked_delta(delta)
-        if self._total_variation() <= delta:
-            return self._bound(0.0, delta, order=float(self._grid.values[0]))
-        if self._refines:
-            value, order, index = best_order(self._total, delta, grid=self._grid)
-        else:
-            values = self._grid.to_epsilon(self._total(self._grid), delta)
-            index = int(np.argmin(values))
-            value, order = float(values[index]), float(self._grid.values[index])
-        if math.isinf(value):
-            return self._bound(math.inf, delta, order=None)
-        self._warn_at_edge(index, value)
-        return self._bound(max(0.0, value), delta, order=order)
+        return self._epsilon(self._total, checked_delta(delta))
+
+    def epsilon_if(self, events: Iterable[Event], delta: float) -> Bound:
+        """The epsilon there would be with these events as well. Nothing is composed.
+
+        Cheap after many releases: only the new curves are added.
+
+        Raises:
+            InvalidParameter: unless 0 < delta < 1.
+            UnsupportedEvent: if some part has no proved curve.
+        """
+        more = tuple(events)
+        return self._epsilon(lambda orders: self._total_with(more, orders), checked_delta(delta))
 
     def epsilon_at(self, order: float, delta: float) -> Bound:
         """The epsilon that one declared order proves for this delta.
@@ -307,26 +308,42 @@ class RDPAccountant:
         index = int(np.argmin(logs))
         proved = min(1.0, math.exp(min(0.0, float(logs[index]))))
         return self._bound(
-            epsilon, min(proved, self._total_variation()), order=float(self._grid.values[index])
+            epsilon,
+            min(proved, _total_variation(self._total(self._grid))),
+            order=float(self._grid.values[index]),
         )
 
+    def _epsilon(self, curve: Callable[[Orders], Floats], delta: float) -> Bound:
+        if _total_variation(curve(self._grid)) <= delta:
+            return self._bound(0.0, delta, order=float(self._grid.values[0]))
+        if self._refines:
+            value, order, index = best_order(curve, delta, grid=self._grid)
+        else:
+            values = self._grid.to_epsilon(curve(self._grid), delta)
+            index = int(np.argmin(values))
+            value, order = float(values[index]), float(self._grid.values[index])
+        if math.isinf(value):
+            return self._bound(math.inf, delta, order=None)
+        self._warn_at_edge(index, value)
+        return self._bound(max(0.0, value), delta, order=order)
+
     def _total(self, orders: Orders) -> Floats:
-        total = self._totals.get(orders)
+        """The sum of all curves; the last few sets of orders asked for are kept up to date."""
+        total = self._totals.pop(orders, None)
         if total is None:
             total = np.zeros(len(orders))
             for leaf, count in self._counts.items():
                 total += count_weight(count) * leaf_curve(leaf, orders, self._adjacency)
             while len(self._totals) >= _KEPT_TOTALS:
                 self._totals.pop(next(iter(self._totals)))
-            self._totals[orders] = total
+        self._totals[orders] = total  # last in, so that the least used one is the first to go
         return total
 
-    def _total_variation(self) -> float:
-        """An upper bound on the total variation distance, from KL <= eps(a) for every a > 1.
-
-        Bretagnolle, Huber 1979: TV <= sqrt(1 - e^-KL); then (0, TV)-DP holds.
-        """
-        return math.sqrt(-math.expm1(-float(self._total(self._grid)[0])))
+    def _total_with(self, events: Iterable[Event], orders: Orders) -> Floats:
+        total = self._total(orders)
+        for event in events:
+            total = total + rdp(event, orders, self._adjacency)
+        return total
 
     def _warn_at_edge(self, index: int, value: float) -> None:
         if value > 0 and index in (0, len(self._grid) - 1):
@@ -335,7 +352,7 @@ class RDPAccountant:
                 f"the best RDP order is {edge:g}, at the edge of the grid: epsilon {value:.6g} is "
                 "valid but may be loose; give other orders or check the parameters",
                 OrderAtEdgeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _bound(self, value: float, delta: float, *, order: float | None) -> Bound:
@@ -353,6 +370,14 @@ class RDPAccountant:
 
 
 _PROBE = Orders.of((2.0,))
+
+
+def _total_variation(curve: Floats) -> float:
+    """An upper bound on the total variation distance, from KL <= eps(a) for every a > 1.
+
+    Bretagnolle, Huber 1979: TV <= sqrt(1 - e^-KL); then (0, TV)-DP holds.
+    """
+    return math.sqrt(-math.expm1(-float(curve[0])))
 
 
 def epsilon(

@@ -108,6 +108,7 @@ def calibrate(
         CalibrationError: if no value meets the target.
         InvalidParameter: for impossible arguments.
 
+    >>> from accounting import Gaussian
     >>> plan = lambda z: Gaussian(noise_multiplier=z)
     >>> round(calibrate(plan, 1.0, 1e-5, adjacency="add-remove", method="exact").value, 3)
     3.73
