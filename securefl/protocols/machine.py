@@ -158,6 +158,10 @@ class ServerMachine(Protocol):
         """The phase it is in."""
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases that a session goes through, in order."""
+
+    @property
     def final(self) -> bool:
         """Whether nothing can change any more."""
 

@@ -1,6 +1,12 @@
 """Secure aggregation with pairwise masks (Bonawitz et al., CCS 2017).
 
 Read in this order: ``params`` (what must hold), ``transitions`` (the two machines as tables),
-``messages`` (what travels), ``keys`` (what is derived from what), ``client``, ``server``,
-``recovery``.
+``messages`` (what travels), ``keys`` (what is derived from what), ``client``, ``masks``,
+``server``, ``recovery``.
 """
+
+from securefl.protocols.secagg.client import SecAggClient
+from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
+from securefl.protocols.secagg.server import SecAggServer
+
+__all__ = ["ClientPolicy", "SecAggClient", "SecAggParams", "SecAggServer"]

@@ -150,6 +150,12 @@ class SecAggServer:
         return self._phase
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases of a session under this adversary, in order."""
+        adversary = self._config.adversary
+        return tuple(str(row.phase) for row in SERVER_PHASES if adversary in row.then)
+
+    @property
     def final(self) -> bool:
         """Whether nothing can change any more."""
         return self._phase in (Phase.DONE, Phase.ABORTED)

@@ -1,0 +1,271 @@
+"""``secure_sum``: integer vectors in, their sum out, through the whole protocol in memory.
+
+The machines, messages and checks are the real ones; only the network is simulated. What the
+"server" of this process learns is in the transcript of the result. A secure sum hides the inputs
+behind the sum and does not make the sum private: for that, add noise before (differential privacy).
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefl.errors import ConfigurationError
+from securefl.modular import RingVector, ring_dtype
+from securefl.protocols.secagg.client import SecAggClient
+from securefl.protocols.secagg.params import SecAggParams
+from securefl.protocols.secagg.server import SecAggServer
+from securefl.round import SERVER, ClientId, Cohort, Layout, RoundId, ThreatModel
+from securefl.simulation.network import Direction
+from securefl.simulation.session import run_session
+
+__all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
+
+Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+
+_PROTOCOLS = ("secagg",)
+_ADVERSARIES = ("semi-honest",)
+_CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptRecord:
+    """One frame that the server sent or received.
+
+    Attributes:
+        phase: lower-case name of the phase.
+        direction: "up" to the server, "down" from it.
+        sender, recipient: the caller's client id, or "server".
+        frame: the bytes.
+    """
+
+    phase: str
+    direction: Direction
+    sender: int | Literal["server"]
+    recipient: int | Literal["server"]
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureSum:
+    """The sum and how it came about.
+
+    Attributes:
+        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits.
+        survivors: the caller's ids whose vectors are in the sum, ascending.
+        transcript: everything the server saw, in its order.
+        bytes_up, bytes_down: bytes per client id.
+    """
+
+    sum: NDArray[np.uint64]
+    survivors: tuple[int, ...]
+    transcript: tuple[TranscriptRecord, ...]
+    bytes_up: dict[int, int]
+    bytes_down: dict[int, int]
+
+    @property
+    def total_bytes_up(self) -> int:
+        """Bytes that all clients sent."""
+        return sum(self.bytes_up.values())
+
+    @property
+    def total_bytes_down(self) -> int:
+        """Bytes that the server sent to all clients."""
+        return sum(self.bytes_down.values())
+
+
+def default_threshold(n: int) -> int:
+    """⌊2n/3⌋ + 1: the fewest clients that must be alive in every phase unless said otherwise."""
+    return 2 * n // 3 + 1
+
+
+def secure_sum(
+    vectors: Mapping[int, Vector],
+    *,
+    protocol: str = "secagg",
+    adversary: str = "semi-honest",
+    drop: Mapping[str, Collection[int]] | None = None,
+    threshold: int | None = None,
+    bits: int = 32,
+) -> SecureSum:
+    """Sums integer vectors so that the server sees masked vectors and the sum only.
+
+    Args:
+        vectors: by client id (any integers), at least 3; equal lengths, 0 is allowed; lists,
+            tuples or integer arrays with 0 <= value < 2^bits.
+        protocol: "secagg".
+        adversary: "semi-honest": the server follows the protocol and may collude with fewer than
+            ``threshold`` - 1 clients.
+        drop: phase ("advertise_keys", "share_keys", "masked_input_collection", "unmasking") to the
+            clients that vanish before they send that phase's message.
+        threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1. The
+            secret sharing threshold is one less.
+        bits: the sum is modulo 2^bits, 1..64.
+
+    Returns:
+        The sum over the clients that stayed until their vector was sent, exact modulo 2^bits.
+
+    Raises:
+        ConfigurationError: for input that cannot be summed; names client, index and value.
+        BelowThreshold: fewer than ``threshold`` clients were left in some phase. No sum was opened.
+
+    >>> result = secure_sum(
+    ...     {1: [1, 2], 2: [10, 20], 3: [100, 200], 4: [1000, 2000]},
+    ...     drop={"masked_input_collection": [4]},
+    ... )
+    >>> result.sum.tolist(), result.survivors
+    ([111, 222], (1, 2, 3))
+    """
+    if protocol not in _PROTOCOLS:
+        raise ConfigurationError(f"this version has protocols {_PROTOCOLS}, found {protocol!r}")
+    if adversary not in _ADVERSARIES:
+        raise ConfigurationError(
+            f"this version implements the adversaries {_ADVERSARIES} (a server that follows the "
+            f"protocol), found {adversary!r}"
+        )
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 64:
+        raise ConfigurationError(f"bits must be an integer in 1..64, found {bits!r}")
+    outside = _client_ids(vectors)
+    inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
+    params = _params(len(outside), threshold)
+    ring = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
+    lengths = {c: len(ring[inside[c]]) for c in outside}
+    m = lengths[outside[0]]
+    odd = [c for c in outside if lengths[c] != m]
+    if odd:
+        raise ConfigurationError(
+            f"all vectors need one length: client {outside[0]} has {m} entries, "
+            f"client {odd[0]} has {lengths[odd[0]]}"
+        )
+    config = params.config(
+        round_id=RoundId(0),
+        cohort=Cohort.of(inside.values()),
+        m=m,
+        b=bits,
+        context_digest=_CONTEXT,
+        server_nonce=os.urandom(32),
+    )
+    server = SecAggServer(config)
+    drops = _drops(drop, inside, server.phases)
+    clients = {u: SecAggClient(u, config, context_digest=_CONTEXT) for u in config.cohort}
+    result = run_session(server, clients, ring, drops=drops)
+
+    def name(u: ClientId) -> int | Literal["server"]:
+        return "server" if u == SERVER else outside[u]
+
+    return SecureSum(
+        sum=result.aggregate.vector.values.astype(np.uint64),
+        survivors=tuple(outside[u] for u in result.aggregate.survivors),
+        transcript=tuple(
+            TranscriptRecord(
+                phase=e.phase,
+                direction=e.direction,
+                sender=name(e.sender),
+                recipient=name(e.recipient),
+                frame=e.frame,
+            )
+            for e in result.transcript
+        ),
+        bytes_up={c: result.bytes_up.get(u, 0) for c, u in inside.items()},
+        bytes_down={c: result.bytes_down.get(u, 0) for c, u in inside.items()},
+    )
+
+
+def _client_ids(vectors: Mapping[int, Vector]) -> list[int]:
+    """The caller's ids, ascending; position is the id inside the protocol."""
+    given: object = vectors  # what arrives at run time may be anything
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"vectors must be a mapping from client id to vector, found {type(given).__name__}"
+        )
+    for c in vectors:
+        if isinstance(c, bool | np.bool_) or not isinstance(c, int | np.integer):
+            raise ConfigurationError(f"client ids must be integers, found {c!r}")
+    if len(vectors) < 3:
+        raise ConfigurationError(
+            f"a secure sum needs at least 3 clients, found {len(vectors)}: "
+            "of two, each learns the other's vector from the sum"
+        )
+    return sorted(vectors)
+
+
+def _params(n: int, threshold: int | None) -> SecAggParams:
+    """The strongest parameters with this many alive: t = threshold - 1, any t - 1 may collude."""
+    alive = default_threshold(n) if threshold is None else threshold
+    if isinstance(alive, bool) or not isinstance(alive, int) or not 3 <= alive <= n:
+        raise ConfigurationError(f"threshold must be an integer in 3..{n}, found {alive!r}")
+    threat = ThreatModel(corrupt=alive - 2, dropped=n - alive)
+    return SecAggParams.complete(n, threat, t=alive - 1, n_min=alive, layout=Layout.OTHERS)
+
+
+def _drops(
+    drop: Mapping[str, Collection[int]] | None,
+    inside: Mapping[int, ClientId],
+    phases: tuple[str, ...],
+) -> dict[str, list[ClientId]]:
+    drops: dict[str, list[ClientId]] = {}
+    for phase, ids in (drop or {}).items():
+        if phase not in phases:
+            raise ConfigurationError(f"unknown phase {phase!r}; possible are {list(phases)}")
+        strangers = [c for c in ids if c not in inside]
+        if strangers:
+            raise ConfigurationError(
+                f"drop[{phase!r}] names clients {strangers[:5]}, who have no vector; "
+                f"clients are {_some(list(inside))}"
+            )
+        drops[phase] = [inside[c] for c in ids]
+    return drops
+
+
+def _some(ids: list[int]) -> str:
+    return str(ids) if len(ids) <= 20 else f"{ids[:20]} and {len(ids) - 20} more"
+
+
+def _ring_vector(client: int, vector: Vector, bits: int) -> RingVector:
+    """The vector's ring elements; refuses what would have to be rounded or would wrap."""
+    modulus = 1 << bits
+    dtype = ring_dtype(modulus)
+    if isinstance(vector, np.ndarray):
+        if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.integer):
+            raise ConfigurationError(
+                f"client {client}: expected a one-dimensional array of integers, "
+                f"found shape {vector.shape} of {vector.dtype}; floats must be encoded first"
+            )
+        if vector.size and (int(vector.min()) < 0 or int(vector.max()) >= modulus):
+            bad = next(i for i, x in enumerate(vector.tolist()) if not 0 <= x < modulus)
+            raise _out_of_range(client, bad, int(vector[bad]), bits)
+        return RingVector(vector.astype(dtype), modulus)
+    if not isinstance(vector, Sequence) or isinstance(vector, str | bytes | bytearray):
+        raise ConfigurationError(
+            f"client {client}: expected a list, tuple or array of integers, "
+            f"found {type(vector).__name__}"
+        )
+    return RingVector(np.array(_integers(client, vector, bits), dtype=dtype), modulus)
+
+
+def _integers(client: int, vector: Sequence[int], bits: int) -> list[int]:
+    values: list[int] = []
+    for i, x in enumerate(vector):
+        if isinstance(x, bool | np.bool_) or not isinstance(x, int | np.integer):
+            raise ConfigurationError(
+                f"client {client}, index {i}: expected an integer, found {x!r} "
+                f"({type(x).__name__}); floats must be encoded first"
+            )
+        value = operator.index(x)
+        if not 0 <= value < 1 << bits:
+            raise _out_of_range(client, i, value, bits)
+        values.append(value)
+    return values
+
+
+def _out_of_range(client: int, index: int, value: int, bits: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"client {client}, index {index}: value {value} is not in 0..2^{bits}-1; "
+        "raise bits or encode the values first"
+    )
