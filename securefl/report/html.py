@@ -20,17 +20,21 @@ from securefl.report import statements
 from securefl.report.plots import plot_png, plot_svgs
 from securefl.report.tree import RunRecord, RunTree, read_tree
 
-__all__ = ["render", "write_page"]
+__all__ = ["render", "write_report"]
 
 
-def write_page(out_dir: Path) -> Path:
-    """Reads the run directory, writes ``report.html`` and ``plot.png`` into it.
+def write_report(out_dir: Path) -> Path:
+    """Writes ``report.html`` and ``plot.png`` into a run directory.
+
+    Args:
+        out_dir: the folder that ``securefl train --out`` wrote; only its JSON files are read.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ConfigurationError: see :func:`securefl.report.tree.read_tree`; then nothing is written.
+        ConfigurationError: if a file or a figure is missing or makes no sense; the message names
+            it, and neither file is written.
     """
     tree = read_tree(out_dir)
     page, picture = render(tree), plot_png(tree)

@@ -241,7 +241,6 @@ def test_the_callers_matplotlib_settings_are_untouched(sweep: Any) -> None:
 def test_a_report_loads_no_torch_no_simulation_and_no_pyplot(sweep: Any) -> None:
     program = (
         "import sys, pathlib, securefl.report\n"
-        "assert 'matplotlib' not in sys.modules\n"
         "securefl.report.write_report(pathlib.Path(sys.argv[1]))\n"
         "found = [m for m in sys.modules if m.split('.')[0] in {'torch', 'flwr', 'opacus'}"
         " or m.startswith(('securefl.simulation', 'securefl.flower', 'securefl.training'))"
@@ -252,12 +251,14 @@ def test_a_report_loads_no_torch_no_simulation_and_no_pyplot(sweep: Any) -> None
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_without_the_extra_the_error_names_it(
-    sweep: Any, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    for name in ("html", "plots"):
-        monkeypatch.delitem(sys.modules, f"securefl.report.{name}", raising=False)
-        monkeypatch.delattr(sys.modules["securefl.report"], name, raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigurationError, match=rf"{package}.*securefl\[report\]"):
-        write_report(sweep.write())
+def test_without_the_extra_the_import_names_the_missing_package(package: str) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "try:\n"
+        "    import securefl.report\n"
+        "except ModuleNotFoundError as missing:\n"
+        "    sys.exit(missing.name != sys.argv[1])\n"
+        "sys.exit('imported without it')\n"
+    )
+    subprocess.run([sys.executable, "-c", program, package], check=True)
