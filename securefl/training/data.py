@@ -169,7 +169,7 @@ def load(
     >>> train.x.shape, test.x.shape
     ((1437, 64), (360, 64))
     """
-    kind = _member(DatasetName, name)
+    kind, heart_view = _member(DatasetName, name), _member(HeartView, view)
     if kind is DatasetName.MNIST:
         return _load_mnist(_folder(data_dir, "mnist"), allow_unknown=allow_unknown)
     if kind is DatasetName.DIGITS:
@@ -178,7 +178,7 @@ def load(
         whole = _load_breast_cancer()
     else:
         folder = _folder(data_dir, "heart_disease")
-        whole = _load_heart(folder, _member(HeartView, view), allow_unknown=allow_unknown)
+        whole = _load_heart(folder, heart_view, allow_unknown=allow_unknown)
     sites = np.zeros(len(whole), dtype=np.int64) if whole.groups is None else whole.groups
     train, test = stratified_split(
         sites * whole.classes + whole.y, test_fraction=test_fraction, seed=seed

@@ -49,7 +49,7 @@ from securefl.training.local import (
 from securefl.training.randomness import RandomBytes, poisson_sample, standard_normal
 
 if TYPE_CHECKING:
-    from accounting import Bound, Event, Ledger, Ticket
+    from accounting import Bound, Event, Evidence, Ledger, Ticket
 
 __all__ = ["CLIP_SLACK", "DPSGD", "ClientBudget", "StreamDPOptimizer", "clipped_gradient_sum"]
 
@@ -283,18 +283,29 @@ class ClientBudget:
         """Whether one more round fits the budget. Asked before training; reserves nothing."""
         return bool(self.ledger.fits(self.event))
 
-    def reserve(self, round_index: int, attempt: int = 0) -> Ticket:
+    def reserve(self, round_index: int) -> Ticket:
         """Pays for one attempt at a round, before training.
+
+        Every call is a new attempt with a ticket of its own: a round that was cut off and is
+        carried out again draws new noise, so it is paid again.
 
         Raises:
             accounting.BudgetExceeded: if it does not fit; nothing was reserved or read.
         """
-        key = f"client {self.client} round {round_index} attempt {attempt}"
+        # The ledger's next entry number makes the key unique for the life of the ledger.
+        key = f"client {self.client} round {round_index} entry {self.ledger.head.sequence + 1}"
         return self.ledger.reserve(self.event, round=round_index, key=key)
 
-    def released(self, ticket: Ticket, evidence: dict[str, Any]) -> None:
-        """The update left the client: the reservation stands. ``evidence`` goes on record."""
+    def released(self, ticket: Ticket, evidence: Evidence) -> None:
+        """The update left the client and is in the sum: charged; ``evidence`` goes on record."""
         self.ledger.settle(ticket, self.event, evidence)
+
+    def lost(self, ticket: Ticket) -> None:
+        """The update left the client, yet no sum was opened: charged all the same.
+
+        The claim is against everyone who sees the update, so it does not lean on the masks.
+        """
+        self.ledger.abort(ticket, opened=True)
 
     def withheld(self, ticket: Ticket) -> None:
         """Nothing computed from the records left the client: the reservation is returned."""
