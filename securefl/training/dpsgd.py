@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -265,8 +265,10 @@ class ClientBudget:
     """One client's privacy budget, for the life of its data.
 
     Every attempt is reserved before any record is read, so that a crash, a lost round or a retry
-    can only over-count. Build it once per client and keep it: an accountant that starts afresh
-    each round forgets what was spent.
+    can only over-count. Build it once per client on the client's own ledger file and keep that
+    file: an accountant that starts afresh each round forgets what was spent. After a reservation
+    exactly one of :meth:`released`, :meth:`lost` and :meth:`withheld` follows; until then the price
+    stays charged.
 
     Args:
         ledger: the client's own ledger; it holds the limit.
@@ -281,35 +283,32 @@ class ClientBudget:
 
     def fits(self) -> bool:
         """Whether one more round fits the budget. Asked before training; reserves nothing."""
-        return bool(self.ledger.fits(self.event))
+        return self.ledger.fits(self.event)
 
-    def reserve(self, round_index: int) -> Ticket:
-        """Pays for one attempt at a round, before training.
-
-        Every call is a new attempt with a ticket of its own: a round that was cut off and is
-        carried out again draws new noise, so it is paid again.
+    def reserve(self, round_index: int, attempt: int = 0) -> Ticket:
+        """Pays for one attempt at a round, before training. A retry trains anew and pays anew.
 
         Raises:
             accounting.BudgetExceeded: if it does not fit; nothing was reserved or read.
+            accounting.TicketError: if this attempt was already released, lost or withheld.
         """
-        # The ledger's next entry number makes the key unique for the life of the ledger.
-        key = f"client {self.client} round {round_index} entry {self.ledger.head.sequence + 1}"
+        key = f"client {self.client} round {round_index} attempt {attempt}"
         return self.ledger.reserve(self.event, round=round_index, key=key)
 
-    def released(self, ticket: Ticket, evidence: Evidence) -> None:
-        """The update left the client and is in the sum: charged; ``evidence`` goes on record."""
-        self.ledger.settle(ticket, self.event, evidence)
+    def released(self, ticket: Ticket, evidence: Evidence | Mapping[str, Any]) -> Head:
+        """The update is in an opened sum: the reservation is spent, the evidence on record."""
+        return self.ledger.settle(ticket, self.event, evidence)
 
-    def lost(self, ticket: Ticket) -> None:
-        """The update left the client, yet no sum was opened: charged all the same.
+    def lost(self, ticket: Ticket) -> Head:
+        """The update left this process, but no sum was opened: spent all the same.
 
-        The claim is against everyone who sees the update, so it does not lean on the masks.
+        The guarantee of :class:`DPSGD` does not rest on masks, so neither may its price.
         """
-        self.ledger.abort(ticket, opened=True)
+        return self.ledger.abort(ticket, opened=True)
 
-    def withheld(self, ticket: Ticket) -> None:
-        """Nothing computed from the records left the client: the reservation is returned."""
-        self.ledger.abort(ticket, opened=False)
+    def withheld(self, ticket: Ticket) -> Head:
+        """Nothing computed from the records left this process: the price is returned."""
+        return self.ledger.abort(ticket, opened=False)
 
     def epsilon(self) -> Bound:
         """What was spent and reserved so far."""

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
+import accounting
 from accounting.events import Gaussian, Poisson, Repeat
 from securefl.errors import ConfigurationError
 from securefl.training.dpsgd import (
@@ -471,33 +472,72 @@ def test_a_step_of_a_small_model_takes_little_time(records):
 # ------------------------------------------------------------------ budget
 
 
-class FakeLedger:
-    """Records the calls of ClientBudget in order."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
-            return f"{name} result"
-
-        return call
+EVIDENCE = {
+    "planned": 4,
+    "survivors": 4,
+    "colluding_assumed": 3,
+    "protocol": "secagg/1",
+    "transcript": "0" * 64,
+}
 
 
-def test_each_attempt_is_reserved_under_its_own_key(softmax, records):
-    ledger = FakeLedger()
+@pytest.fixture
+def budget(tmp_path, softmax, records):
+    """A budget on a real ledger file that has room for three rounds, not for four."""
     trainer = dpsgd(softmax(), *records())
-    budget = ClientBudget(ledger=ledger, client=3, event=trainer.event())
-    ticket = budget.reserve(5)
-    budget.reserve(5, attempt=1)
-    budget.reserve(6)
-    keys = [kwargs["key"] for _, _, kwargs in ledger.calls]
-    assert len(set(keys)) == 3
-    assert all(args == (trainer.event(),) for _, args, _ in ledger.calls)
-    budget.released(ticket, {"survivors": 4})
+    round_event = trainer.event()
+    limit = accounting.epsilon(
+        trainer.event(3 * trainer.steps), 1e-5, adjacency=accounting.Adjacency.ZERO_OUT
+    )
+    header = accounting.LedgerHeader(
+        population="records of client 3",
+        unit=accounting.Unit.RECORD,
+        adjacency=accounting.Adjacency.ZERO_OUT,
+        epsilon=limit.value * 1.001,
+        delta=1e-5,
+        order=limit.order,
+        plan=accounting.digest(trainer.event(3 * trainer.steps)),
+    )
+    with accounting.Ledger.create(tmp_path / "client-3.ledger", header) as ledger:
+        yield ClientBudget(ledger=ledger, client=3, event=round_event)
+
+
+def test_a_round_that_no_longer_fits_is_refused_before_training(budget):
+    for round_index in range(3):
+        assert budget.fits()
+        budget.released(budget.reserve(round_index), EVIDENCE)
+    spent = budget.epsilon().value
+    assert not budget.fits()
+    with pytest.raises(accounting.BudgetExceeded):
+        budget.reserve(3)
+    assert budget.epsilon().value == spent
+    expected = accounting.epsilon(
+        Repeat(event=budget.event, count=3), 1e-5, adjacency=accounting.Adjacency.ZERO_OUT
+    )
+    assert spent == pytest.approx(expected.value, rel=1e-3)
+
+
+def test_a_reservation_is_charged_until_it_is_withheld(budget):
+    before = budget.ledger.balance.remaining
+    ticket = budget.reserve(0)
+    assert budget.ledger.balance.remaining < before
     budget.withheld(ticket)
-    name, args, kwargs = ledger.calls[-2]
-    assert (name, args) == ("settle", (ticket, trainer.event(), {"survivors": 4}))
-    name, args, kwargs = ledger.calls[-1]
-    assert (name, args, kwargs) == ("abort", (ticket,), {"opened": False})
+    assert budget.ledger.balance.remaining == before
+
+
+def test_a_lost_round_stays_paid_for_and_its_retry_pays_again(budget):
+    before = budget.ledger.balance.remaining
+    budget.lost(budget.reserve(0))
+    once = before - budget.ledger.balance.remaining
+    assert once > 0
+    with pytest.raises(accounting.TicketError):
+        budget.reserve(0)
+    budget.released(budget.reserve(0, attempt=1), EVIDENCE)
+    assert before - budget.ledger.balance.remaining == 2 * once
+
+
+def test_asking_again_for_an_open_attempt_pays_once(budget):
+    ticket = budget.reserve(0)
+    remaining = budget.ledger.balance.remaining
+    assert budget.reserve(0) == ticket
+    assert budget.ledger.balance.remaining == remaining
