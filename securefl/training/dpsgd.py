@@ -49,7 +49,7 @@ from securefl.training.local import (
 from securefl.training.randomness import RandomBytes, poisson_sample, standard_normal
 
 if TYPE_CHECKING:
-    from accounting import Bound, Event, Evidence, Ledger, Ticket
+    from accounting import Bound, Event, Evidence, Head, Ledger, Ticket
 
 __all__ = ["CLIP_SLACK", "DPSGD", "ClientBudget", "StreamDPOptimizer", "clipped_gradient_sum"]
 
