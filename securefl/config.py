@@ -38,6 +38,7 @@ __all__ = [
     "SweepConfig",
     "TrainingConfig",
     "load_config",
+    "load_json",
     "load_preset",
     "preset_names",
 ]
@@ -157,6 +158,8 @@ class EncodingConfig(_Section):
     clip_norm: PositiveFloat = 10.0
     """Bound on one client's update (L2). A bound of the encoding, not a privacy guarantee."""
     bits: Annotated[int, Field(ge=2, le=64)] = 32
+    max_weight: PositiveInt | None = None
+    """Largest weight a client may bring (public); default: the number of training records."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
 
 
@@ -286,6 +289,20 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
     return _parse(text, str(path), overrides)
+
+
+def load_json(path: Path) -> RunConfig:
+    """Reads a complete configuration as :meth:`RunConfig.to_json` wrote it.
+
+    Raises:
+        ConfigurationError: as :func:`load_config`.
+    """
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, str(path))) from error
 
 
 def load_preset(name: str, overrides: Iterable[str] = ()) -> RunConfig:

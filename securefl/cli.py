@@ -1,0 +1,293 @@
+"""The command ``securefl``: human output by default, ``--json`` beside it, exit codes for CI.
+
+Exit codes: 0 done; 1 the run could not be carried to its end (rounds lost, a party broke the
+protocol); 2 usage, configuration or data; 4 a ledger that is broken or was rolled back; 130
+interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import securefl
+from securefl.config import RunConfig, load_config, load_preset, preset_names
+from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+
+if TYPE_CHECKING:
+    from accounting import AccountingError
+
+__all__ = ["app", "main"]
+
+EXIT_FAILED, EXIT_USAGE, EXIT_LEDGER, EXIT_INTERRUPTED = 1, 2, 4, 130
+
+app = typer.Typer(
+    name="securefl",
+    help="Federated learning that is private for real.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+
+def _version(value: bool) -> None:  # typer hands callbacks their value like this
+    if value:
+        typer.echo(f"securefl {securefl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated learning that is private for real."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A configuration (TOML).")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for results; new, or resumed.")],
+    preset: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(preset_names())}.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with mnist/ and heart_disease/ (default: SECUREFL_DATA)."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. training.rounds=20."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where OUT stopped; what was spent stays spent.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a model with secure aggregation: one run per mode, target epsilon and seed."""
+    settings = _settings(config, preset, out, overrides or [], resume=resume)
+    from securefl.simulation.sweep import run_sweep  # noqa: PLC0415  # loads torch: seconds
+
+    with _graceful_interrupt() as should_stop, _progress(settings, quiet=as_json) as on_round:
+        summary = run_sweep(
+            settings,
+            out,
+            data_dir=data,
+            resume=resume,
+            on_round=on_round,
+            should_stop=should_stop,
+        )
+    if summary is None:
+        console.print(
+            f"Stopped between two rounds. Go on with: securefl train --resume --out {out}"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED)
+    report = _write_report(out)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _print_summary(summary, out, report)
+    lost = [run["path"] for run in summary["runs"] if run["status"] == "lost-rounds"]
+    if lost:
+        console.print(
+            f"[red]error:[/red] stopped after too many lost rounds: {', '.join(lost)}. "
+            "More clients must stay alive, or aggregation.threshold must be lower"
+        )
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _settings(
+    config: Path | None, preset: str | None, out: Path, overrides: list[str], *, resume: bool
+) -> RunConfig:
+    if config is not None and preset is not None:
+        raise ConfigurationError(f"give a configuration or a preset, not both: {config}, {preset}")
+    if config is not None:
+        return load_config(config, overrides)
+    if preset is not None:
+        return load_preset(preset, overrides)
+    if resume:
+        from securefl.simulation.sweep import load_stored_config  # noqa: PLC0415  # loads torch
+
+        if overrides:
+            raise ConfigurationError("--resume goes on with the configuration in OUT: no --set")
+        return load_stored_config(out)
+    raise ConfigurationError(
+        f"give a configuration file or --preset NAME (one of {', '.join(preset_names())})"
+    )
+
+
+@contextmanager
+def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once: finish the round and stop. Twice: stop at once; the round stays charged."""
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        console.print(
+            "Finishing this round, then stopping. Ctrl-C again stops at once; "
+            "the round that is cut off then stays charged."
+        )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    runs = settings.runs()
+    total = len(runs) * settings.training.rounds
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rounds"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet and not sys.stderr.isatty()) as bar:
+        task = bar.add_task("starting", total=total)
+
+        def on_round(line: Mapping[str, Any]) -> None:
+            epsilon = "" if line["epsilon"] is None else f", epsilon {line['epsilon']:.2f}"
+            bar.update(
+                task,
+                completed=_position(settings, line),
+                description=(
+                    f"{line['mode']} {line['target_epsilon'] or ''} seed {line['seed']}: "
+                    f"accuracy {line['accuracy']:.1%}{epsilon}"
+                ),
+            )
+
+        yield on_round
+        bar.update(task, completed=total)
+
+
+def _position(settings: RunConfig, line: Mapping[str, Any]) -> int:
+    keys = [(run.mode.value, run.target_epsilon, run.seed) for run in settings.runs()]
+    index = keys.index((line["mode"], line["target_epsilon"], line["seed"]))
+    return index * settings.training.rounds + int(line["round"]) + 1
+
+
+def _write_report(out: Path) -> Path | None:
+    try:
+        from securefl.report import write_report  # noqa: PLC0415  # optional extra
+    except ModuleNotFoundError as error:
+        if error.name not in {"matplotlib", "jinja2"}:
+            raise
+        console.print(
+            f"No report.html: {error.name} is not installed. Install the extra: "
+            "pip install 'securefl[report]'; the numbers are in summary.json and metrics.jsonl"
+        )
+        return None
+    return write_report(out)
+
+
+def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
+    table = Table(
+        title=(
+            f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
+            f"{summary['protocol']} ({summary['fidelity']})"
+        )
+    )
+    table.add_column("mode")
+    for name in (
+        "target ε",
+        "ε spent",
+        "accuracy",
+        "worst seed",
+        "seeds",
+        "drops",
+        "kB up/client",
+        "CPU s",
+    ):
+        table.add_column(name, justify="right")
+    for row in summary["rows"]:
+        table.add_row(
+            row["mode"],
+            "none" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}",
+            "no bound" if row["epsilon"] is None else f"{row['epsilon']:.3f}",
+            f"{row['accuracy']:.1%}",
+            f"{row['accuracy_min']:.1%}",
+            str(len(row["seeds"])),
+            str(row["dropped"]),
+            f"{row['bytes_up_per_client'] / 1000:.1f}",
+            f"{row['seconds']:.1f}",
+        )
+    output = Console()
+    output.print(table)
+    private = [row for row in summary["rows"] if row["epsilon"] is not None]
+    if private:
+        output.print(
+            f"ε for one record of one client at δ = {summary['delta']:g}, against everyone who "
+            "sees its updates. Each run has its own ledgers; publishing several runs adds up."
+        )
+    if len(private) < len(summary["rows"]):
+        output.print(
+            "Without DP the secure sum hides single updates, not what the sum and the model reveal."
+        )
+    output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
+    if report is not None:
+        output.print(f"Report:  {report}", soft_wrap=True)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    console.print(f"[red]error:[/red] {type(error).__name__}", end=": ", highlight=False)
+    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _accounting_exit_code(error: AccountingError) -> int:
+    from accounting import BrokenChain, LedgerRolledBack  # noqa: PLC0415  # scipy: load late
+
+    return EXIT_LEDGER if isinstance(error, BrokenChain | LedgerRolledBack) else EXIT_FAILED
+
+
+def main() -> None:
+    """Entry point of the console script: errors of the library become one message and a code."""
+    import accounting  # noqa: PLC0415  # scipy: load late
+
+    try:
+        app()
+    except (ConfigurationError, DataNotFound, CheckpointError) as error:
+        _fail(error, EXIT_USAGE)
+    except SecureFLError as error:
+        _fail(error, EXIT_FAILED)
+    except accounting.AccountingError as error:
+        _fail(error, _accounting_exit_code(error))
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "opacus", "sklearn"}:
+            raise
+        _fail(
+            ConfigurationError(
+                f"training needs {error.name}: install the extra, pip install 'securefl[train]'"
+            ),
+            EXIT_USAGE,
+        )
+    except KeyboardInterrupt:
+        console.print(
+            "Stopped in the middle of a round. Its reservations stay charged. "
+            "Go on with: securefl train --resume --out DIR"
+        )
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

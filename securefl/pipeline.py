@@ -1,0 +1,347 @@
+"""One private round, top to bottom: the life of a client's update.
+
+    reserve -> train -> clip -> encode -> mask -> wire -> sum -> recover
+            -> settle -> decode -> apply
+
+Read :func:`private_round` first: it is the whole story on one page, and the other names here are
+its parts. The pipeline is handed a :class:`Transport` that carries frames between the real
+protocol machines (the in-memory network of ``securefl.simulation``, or a real one) and knows
+nothing of sockets, files or clocks beyond a stopwatch.
+
+Adversary: the server is semi-honest; it follows the protocol and wants to learn a client's update.
+It sees masked vectors and the sum over the survivors. The sum itself is *not* private unless the
+clients trained with differential privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import accounting
+from securefl.encoding.codec import UpdateCodec, Weighting
+from securefl.modular import RingVector
+from securefl.primitives.prg import SecureRandom
+from securefl.protocols.machine import ClientMachine, ServerMachine
+from securefl.protocols.secagg import SecAggClient, SecAggParams, SecAggServer
+from securefl.round import AggregateSum, ClientId, Cohort, RoundId
+from securefl.training.apply import ServerOptimiser
+from securefl.training.dpsgd import ClientBudget
+from securefl.training.local import ModelUpdate, Trainer
+
+__all__ = [
+    "InputOf",
+    "Participant",
+    "RoundOutcome",
+    "RoundStatus",
+    "Stopwatch",
+    "Transport",
+    "TransportReport",
+    "context_digest",
+    "private_round",
+]
+
+InputOf: TypeAlias = Callable[[ClientId], RingVector]
+
+
+class RoundStatus(StrEnum):
+    """How a round ended."""
+
+    OK = "ok"
+    BELOW_THRESHOLD = "below-threshold"
+    """Too few clients were left: no sum was opened, the model is unchanged."""
+    BUDGET = "budget"
+    """Too few clients had budget left to start: nobody trained, the model is unchanged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """What one client brings to a round; everything in here stays on the client.
+
+    Attributes:
+        client: its id in the cohort.
+        trainer: turns the global model into an update from the client's own records.
+        budget: its privacy budget and ledger; None without differential privacy.
+    """
+
+    client: ClientId
+    trainer: Trainer
+    budget: ClientBudget | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportReport:
+    """What carrying one session came to.
+
+    Attributes:
+        aggregate: the opened sum; None if the round fell below its threshold.
+        sent_input: clients whose (masked) input left the client, whether or not it was opened.
+        bytes_up: bytes each client sent.
+        bytes_down: bytes each client was sent.
+    """
+
+    aggregate: AggregateSum | None
+    sent_input: frozenset[ClientId]
+    bytes_up: Mapping[ClientId, int]
+    bytes_down: Mapping[ClientId, int]
+
+
+class Transport(Protocol):
+    """Carries the frames of one session between a server machine and its clients' machines."""
+
+    @property
+    def protocol(self) -> str:
+        """What hides the inputs on the way, for the evidence in the ledgers."""
+        ...
+
+    def carry(
+        self,
+        server: ServerMachine,
+        clients: Mapping[ClientId, ClientMachine],
+        input_of: InputOf,
+        *,
+        round_index: int,
+    ) -> TransportReport:
+        """Runs the session to its end.
+
+        Args:
+            server: the server's machine.
+            clients: the machines of the clients that take part.
+            input_of: the input of one client; asked for at most once, when its machine wants it.
+            round_index: number of the training round.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """What a round came to.
+
+    Attributes:
+        status: see :class:`RoundStatus`.
+        vector: float32[d], the new global model (the old one unless status is OK).
+        survivors: whose updates are in the sum.
+        refused: clients whose own budget did not cover the round.
+        bytes_up: bytes each client sent.
+        bytes_down: bytes each client was sent.
+        mean_update: float64[d], the decoded mean update; None if there was none.
+        updates: what the clients that trained came to. Private to each client: it is here for the
+            simulation's own measurements and must not be shown to the server.
+        seconds: CPU seconds by stage.
+    """
+
+    status: RoundStatus
+    vector: NDArray[np.float32]
+    survivors: tuple[ClientId, ...] = ()
+    refused: tuple[ClientId, ...] = ()
+    bytes_up: Mapping[ClientId, int] = field(default_factory=dict)
+    bytes_down: Mapping[ClientId, int] = field(default_factory=dict)
+    mean_update: NDArray[np.float64] | None = None
+    updates: Mapping[ClientId, ModelUpdate] = field(default_factory=dict, repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def private_round(
+    *,
+    round_index: int,
+    vector: NDArray[np.float32],
+    participants: Mapping[ClientId, Participant],
+    params: SecAggParams,
+    codec: UpdateCodec,
+    optimiser: ServerOptimiser,
+    transport: Transport,
+    plan_digest: bytes = b"",
+) -> RoundOutcome:
+    """Carries out one round: every stage of an update's life, in order.
+
+    Args:
+        round_index: number of the round, from 0.
+        vector: float32[d], the global model that every client starts from.
+        participants: the cohort.
+        params: thresholds of the secure sum, from the threat model.
+        codec: floats to ring elements and back; carries the weights inside the vector.
+        optimiser: applies the decoded mean update.
+        transport: carries the frames.
+        plan_digest: digest of the privacy plan that all clients agreed to.
+
+    Returns:
+        The outcome. A lost round is an outcome, not an error.
+
+    Raises:
+        PeerProtocolError: if a party broke the protocol. Reservations then stay charged.
+        ConfigurationError: if the parameters do not fit together.
+    """
+    watch = Stopwatch()
+    updates: dict[ClientId, ModelUpdate] = {}
+
+    # 10, first half: record before anything is computed. A client whose own ledger does not cover
+    # the round refuses, whatever the server says. The reservation is durable before a gradient
+    # exists, so a crash can only overstate what was spent.
+    with watch("ledger"):
+        tickets, refused = _reserve(participants, round_index)
+    present = [client for client in participants if client not in refused]
+    if len(present) < params.n_min:
+        with watch("ledger"):
+            _withhold(participants, tickets)
+        return RoundOutcome(
+            status=RoundStatus.BUDGET, vector=vector, refused=refused, seconds=watch.seconds
+        )
+
+    def input_of(client: ClientId) -> RingVector:
+        """Runs on the client, once the protocol has its keys and asks for the input."""
+        with watch("train"):
+            update = participants[client].trainer.train(vector, round_index=round_index)  # 1 train
+        updates[client] = update
+        with watch("encode"):  # 2 clip, 3 encode; the weight becomes a part of the vector
+            return codec.encode(
+                update.values,
+                weight=update.weight if codec.spec.weighting is Weighting.WEIGHTED else 1,
+                random_bytes=SecureRandom().random_bytes,
+            )
+
+    # 4 mask, 5 wire, 6 sum, 7 recover: the machines do it, the transport only carries frames. The
+    # configuration's digest enters every key, so clients with another model, codec or privacy plan
+    # cannot be summed.
+    with watch("protocol"):
+        # In a deployment every client computes this from what it received itself.
+        context = context_digest(vector, codec.spec.digest(), plan_digest)
+        config = params.config(
+            round_id=RoundId(round_index),
+            cohort=Cohort.of(participants),
+            m=codec.length,
+            b=codec.modulus.bit_length() - 1,
+            context_digest=context,
+            server_nonce=SecureRandom().random_bytes(32),
+        )
+        server = SecAggServer(config)
+        clients = {c: SecAggClient(c, config, context_digest=context) for c in present}
+        report = transport.carry(server, clients, input_of, round_index=round_index)
+    watch.subtract("protocol", "train", "encode")
+
+    # 10, second half: charge exactly the clients whose input left them, opened or not.
+    with watch("ledger"):
+        _settle(participants, tickets, report, protocol=transport.protocol)
+
+    outcome = RoundOutcome(
+        status=RoundStatus.BELOW_THRESHOLD,
+        vector=vector,
+        refused=refused,
+        bytes_up=report.bytes_up,
+        bytes_down=report.bytes_down,
+        updates=updates,
+        seconds=watch.seconds,
+    )
+    if report.aggregate is None:
+        return outcome
+    with watch("apply"):
+        mean = codec.decode(report.aggregate).mean  # 8 decode
+        new_vector = optimiser.apply(vector, mean)  # 9 apply
+    return replace(
+        outcome,
+        status=RoundStatus.OK,
+        vector=new_vector,
+        survivors=report.aggregate.survivors,
+        mean_update=mean,
+    )
+
+
+def context_digest(
+    vector: NDArray[np.float32], codec_digest: bytes, plan_digest: bytes = b""
+) -> bytes:
+    """What all clients of a round must have in common, as 32 bytes that enter every key.
+
+    Clients that were sent different models, codecs or privacy plans derive different keys, so
+    their updates cannot be summed: the attack is "model inconsistency" (Pasquini et al. 2022,
+    *Eluding secure aggregation in federated learning via model inconsistency*).
+
+    >>> import numpy as np
+    >>> a = context_digest(np.zeros(3, dtype=np.float32), b"codec")
+    >>> b = context_digest(np.ones(3, dtype=np.float32), b"codec")
+    >>> len(a), a == b
+    (32, False)
+    """
+    digest = hashlib.sha256(b"securefl-context/1\0")
+    for part in (np.ascontiguousarray(vector, dtype="<f4").tobytes(), codec_digest, plan_digest):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+class Stopwatch:
+    """CPU seconds by stage: ``with watch("train"): ...``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds the CPU time of the block to ``stage``."""
+        begin = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - begin
+
+    def subtract(self, stage: str, *inner: str) -> None:
+        """Takes the stages ``inner``, which ran inside ``stage``, out of it."""
+        self.seconds[stage] -= sum(self.seconds.get(name, 0.0) for name in inner)
+
+
+Tickets = Mapping[ClientId, accounting.Ticket]
+
+
+def _reserve(
+    participants: Mapping[ClientId, Participant], round_index: int
+) -> tuple[Tickets, tuple[ClientId, ...]]:
+    tickets: dict[ClientId, accounting.Ticket] = {}
+    refused: list[ClientId] = []
+    for client, participant in participants.items():
+        if participant.budget is not None:
+            try:
+                tickets[client] = participant.budget.reserve(round_index)
+            except accounting.BudgetExceeded:
+                refused.append(client)
+    return tickets, tuple(refused)
+
+
+def _settle(
+    participants: Mapping[ClientId, Participant],
+    tickets: Tickets,
+    report: TransportReport,
+    *,
+    protocol: str,
+) -> None:
+    aggregate = report.aggregate
+    for client, ticket in tickets.items():
+        budget = participants[client].budget
+        if budget is None:
+            continue
+        if client not in report.sent_input:
+            budget.withheld(ticket)
+        elif aggregate is None:
+            budget.lost(ticket)
+        else:
+            evidence = accounting.Evidence(
+                planned=len(participants),
+                survivors=len(aggregate.survivors),
+                # The client's own noise holds against everybody else together.
+                colluding_assumed=len(aggregate.survivors),
+                protocol=protocol,
+                transcript=aggregate.transcript_digest.hex(),
+            )
+            budget.released(ticket, evidence)
+
+
+def _withhold(participants: Mapping[ClientId, Participant], tickets: Tickets) -> None:
+    for client, ticket in tickets.items():
+        budget = participants[client].budget
+        if budget is not None:
+            budget.withheld(ticket)

@@ -1,0 +1,636 @@
+"""One run: many clients, many rounds, with the real machines, on one machine.
+
+The engine builds the clients of a configuration (data, partition, model, budgets), carries out
+the rounds through :func:`securefl.pipeline.private_round`, and keeps the record of each: a line in
+``metrics.jsonl``, a checkpoint, and the clients' ledgers. It is a simulation: all clients live in
+one process and share one model buffer, which isolates nobody from anybody; the protocol, the wire
+bytes, the noise and the ledgers are real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import accounting
+from securefl.config import Fidelity, RunConfig, RunSpec
+from securefl.encoding.codec import CodecSpec, UpdateCodec, Weighting
+from securefl.encoding.fixed_point import Rounding
+from securefl.errors import CheckpointError, ConfigurationError
+from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
+from securefl.primitives.prg import SecureRandom
+from securefl.protocols.secagg import SecAggParams
+from securefl.round import ClientId, ThreatModel, ceil_rate
+from securefl.simulation.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    write_checkpoint,
+    write_durably,
+)
+from securefl.simulation.transports import (
+    DropPlan,
+    EncodedTransport,
+    ProtocolTransport,
+    float_round,
+)
+from securefl.training import models, partition
+from securefl.training.apply import ServerOptimiser
+from securefl.training.data import Dataset, TrainTest
+from securefl.training.dpsgd import DPSGD, ClientBudget
+from securefl.training.local import (
+    FlatModel,
+    FullGradient,
+    LocalSGD,
+    Reduction,
+    Trainer,
+    evaluate,
+    limit_threads,
+)
+from securefl.training.partition import Partition
+
+__all__ = ["Engine", "PrivacyPlan", "RunResult", "make_partition", "read_metrics"]
+
+METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
+CHECKPOINTS, LEDGERS = "checkpoints", "ledgers"
+ASSUMED_CORRUPT = Fraction(1, 20)
+ADJACENCY, UNIT = accounting.Adjacency.ZERO_OUT, accounting.Unit.RECORD
+
+OnRound = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What every client of a private run agreed to, and the noise that follows from it.
+
+    Attributes:
+        epsilon, delta: the guarantee for one record of one client, for the whole run.
+        round_event: what one client's update of one round releases.
+        noise_multiplier: of every step.
+        order: the order at which the ledgers count.
+        planned: digest (hex) of the event of the whole run.
+        digest: 32 bytes; part of every round's context.
+    """
+
+    epsilon: float
+    delta: float
+    round_event: accounting.Event
+    noise_multiplier: float
+    order: float
+    planned: str
+    digest: bytes
+
+    @classmethod
+    def calibrate(cls, config: RunConfig, epsilon: float) -> PrivacyPlan:
+        """The least noise with which all rounds of ``config`` fit (epsilon, delta)."""
+        dp = config.local_dp
+
+        def steps(noise_multiplier: float, count: int) -> accounting.Event:
+            gaussian = accounting.Gaussian(noise_multiplier=noise_multiplier)
+            step = accounting.Poisson(sample_rate=dp.sample_rate, event=gaussian)
+            return accounting.Repeat(event=step, count=count)
+
+        total = dp.steps_per_round * config.training.rounds
+        found = accounting.calibrate(
+            lambda z: steps(z, total),
+            epsilon,
+            dp.delta,
+            adjacency=ADJACENCY,
+        )
+        event = steps(found.value, dp.steps_per_round)
+        planned = accounting.digest(steps(found.value, total))
+        promise = {
+            "epsilon": epsilon,
+            "delta": dp.delta,
+            "adjacency": ADJACENCY.value,
+            "unit": UNIT.value,
+            "planned": planned,
+            "clip_norm": dp.clip_norm,
+        }
+        order = found.achieved.order
+        if order is None:
+            raise ConfigurationError(f"no order of the accountant attains epsilon {epsilon:g}")
+        return cls(
+            epsilon=epsilon,
+            delta=dp.delta,
+            round_event=event,
+            noise_multiplier=found.value,
+            order=order,
+            planned=planned,
+            digest=hashlib.sha256(json.dumps(promise, sort_keys=True).encode()).digest(),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    """Where a run stands between two rounds."""
+
+    next_round: int
+    vector: NDArray[np.float32]
+    lost_in_a_row: int = 0
+    ledger_heads: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What one run came to: the summary that is written beside its metrics.
+
+    Attributes:
+        spec: which run it was.
+        stopped: why it ended: ``rounds``, ``budget``, ``lost-rounds`` or ``interrupted``.
+        summary: the content of the run's ``summary.json``.
+    """
+
+    spec: RunSpec
+    stopped: str
+    summary: Mapping[str, Any]
+
+
+class Engine:
+    """Carries out one run of a sweep.
+
+    Args:
+        config: the configuration of the sweep.
+        spec: which run of it.
+        folder: where the run's files go; created if missing.
+        dataset: train and test records.
+        on_round: called with the metrics of every round that was carried out.
+        should_stop: asked between rounds; True leaves a state that can be resumed.
+
+    Raises:
+        ConfigurationError: if the configuration does not fit the data.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: RunSpec,
+        folder: Path,
+        *,
+        dataset: TrainTest,
+        on_round: OnRound = lambda metrics: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        limit_threads()
+        self.config, self.spec, self.folder, self.dataset = config, spec, folder, dataset
+        self._on_round, self._should_stop = on_round, should_stop
+        self.partition = make_partition(config, spec.seed, dataset.train)
+        self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
+        self.plan = (
+            None
+            if spec.target_epsilon is None
+            else PrivacyPlan.calibrate(config, spec.target_epsilon)
+        )
+        self.model = FlatModel(
+            models.build(
+                config.model.name,
+                input_shape=dataset.train.input_shape,
+                classes=dataset.train.classes,
+                seed=spec.seed,
+                activation=(
+                    config.model.activation if self.plan is None else config.local_dp.activation
+                ),
+            )
+        )
+        self.codec = UpdateCodec(self._codec_spec())
+        self.optimiser = make_optimiser(config, self.model.dim)
+        self.params = make_params(config)
+        self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
+        self.transport = (
+            ProtocolTransport(plan=self.drops)
+            if config.aggregation.fidelity is Fidelity.PROTOCOL
+            else EncodedTransport(plan=self.drops, threshold=self.params.n_min)
+        )
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool = False) -> RunResult:
+        """Carries out the rounds that are left.
+
+        Args:
+            resume: continue from the folder's checkpoint. What its ledgers say was spent stays
+                spent, including the reservations of a round that was cut off.
+
+        Raises:
+            CheckpointError: if the folder holds results and ``resume`` is False, or a checkpoint
+                of another configuration.
+            accounting.LedgerRolledBack: if a ledger is shorter than the checkpoint says.
+        """
+        state = self._restore() if resume else self._begin()
+        with ExitStack() as stack:
+            participants = self._participants(state, stack)
+            stopped = self._rounds(state, participants)
+            summary = self._summary(state, participants, stopped)
+        np.savez(self.folder / MODEL, allow_pickle=False, vector=state.vector)
+        if stopped != "interrupted":
+            content = json.dumps(summary, indent=2, allow_nan=False)
+            write_durably(self.folder / SUMMARY, content.encode() + b"\n")
+        return RunResult(spec=self.spec, stopped=stopped, summary=summary)
+
+    def _rounds(self, state: _State, participants: Mapping[ClientId, Participant]) -> str:
+        while state.next_round < self.config.training.rounds:
+            if self._should_stop():
+                return "interrupted"
+            outcome = self._round(state, participants)
+            if outcome.status is RoundStatus.BUDGET:
+                return "budget"
+            lost = outcome.status is not RoundStatus.OK
+            state.vector = outcome.vector
+            state.lost_in_a_row = state.lost_in_a_row + 1 if lost else 0
+            self._record(state, outcome, participants)
+            state.next_round += 1
+            self._save(state, participants)
+            if state.lost_in_a_row >= self.config.simulation.max_lost_rounds:
+                return "lost-rounds"
+        return "rounds"
+
+    def _round(self, state: _State, participants: Mapping[ClientId, Participant]) -> RoundOutcome:
+        if self.config.aggregation.fidelity is Fidelity.FLOAT:
+            return float_round(
+                round_index=state.next_round,
+                vector=state.vector,
+                participants=participants,
+                plan=self.drops,
+                threshold=self.params.n_min,
+                weighted=self.codec.spec.weighting is Weighting.WEIGHTED,
+                optimiser=self.optimiser,
+            )
+        return private_round(
+            round_index=state.next_round,
+            vector=state.vector,
+            participants=participants,
+            params=self.params,
+            codec=self.codec,
+            optimiser=self.optimiser,
+            transport=self.transport,
+            plan_digest=b"" if self.plan is None else self.plan.digest,
+        )
+
+    # -- what a run is made of -------------------------------------------------------------------
+
+    def _participants(self, state: _State, stack: ExitStack) -> Mapping[ClientId, Participant]:
+        return {
+            client: Participant(
+                client=client,
+                trainer=self._trainer(client),
+                budget=self._budget(client, state, stack),
+            )
+            for client in self.clients
+        }
+
+    def _trainer(self, client: ClientId) -> Trainer:
+        records = self.dataset.train.subset(self.partition.indices[client])
+        common: dict[str, Any] = {
+            "model": self.model,
+            "x": records.x,
+            "y": records.y,
+            "client": client,
+        }
+        if self.plan is not None:
+            dp = self.config.local_dp
+            return DPSGD(
+                noise_multiplier=self.plan.noise_multiplier,
+                clip_norm=dp.clip_norm,
+                sample_rate=dp.sample_rate,
+                steps=dp.steps_per_round,
+                learning_rate=dp.learning_rate,
+                momentum=dp.momentum,
+                random_bytes=SecureRandom().random_bytes,
+                **common,
+            )
+        training = self.config.training
+        if training.algorithm == "fedsgd":
+            return FullGradient(reduction=Reduction.MEAN, **common)
+        return LocalSGD(
+            seed=self.spec.seed,
+            learning_rate=training.learning_rate,
+            batch_size=training.batch_size,
+            epochs=training.local_epochs or (None if training.local_steps else 1),
+            steps=training.local_steps,
+            momentum=training.momentum,
+            proximal=training.proximal,
+            **common,
+        )
+
+    def _budget(self, client: ClientId, state: _State, stack: ExitStack) -> ClientBudget | None:
+        """The client's ledger: created once, for the life of its data, then only ever opened."""
+        if self.plan is None:
+            return None
+        path = self.folder / LEDGERS / f"client-{client}.sqlite"
+        if path.exists():
+            head = state.ledger_heads.get(str(client))
+            ledger = accounting.Ledger.open(
+                path, expect_head=None if head is None else accounting.Head.parse(head)
+            )
+            ledger.recover()
+        elif str(client) in state.ledger_heads:
+            raise accounting.LedgerRolledBack(
+                f"{path} is gone, but the checkpoint says that it was at "
+                f"{state.ledger_heads[str(client)]}: restore the ledger; what it recorded was spent"
+            )
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ledger = accounting.Ledger.create(
+                path,
+                accounting.LedgerHeader(
+                    population=f"{self.config.data.name}/client-{client}",
+                    unit=UNIT,
+                    adjacency=ADJACENCY,
+                    epsilon=self.plan.epsilon,
+                    delta=self.plan.delta,
+                    order=self.plan.order,
+                    plan=self.plan.planned,
+                ),
+            )
+        stack.callback(ledger.close)
+        return ClientBudget(ledger=ledger, client=client, event=self.plan.round_event)
+
+    def _codec_spec(self) -> CodecSpec:
+        encoding, training = self.config.encoding, self.config.training
+        weighted = self.plan is None and training.weights == "examples"
+        return CodecSpec.plan(
+            dimension=self.model.dim,
+            clip_norm=encoding.clip_norm,
+            max_clients=len(self.clients),
+            bits=encoding.bits,
+            weighting=Weighting.WEIGHTED if weighted else Weighting.EQUAL,
+            # No client can hold more than all the training records.
+            max_weight=(encoding.max_weight or len(self.dataset.train)) if weighted else 1,
+            rounding=Rounding(encoding.rounding),
+        )
+
+    # -- the record ------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        state: _State,
+        outcome: RoundOutcome,
+        participants: Mapping[ClientId, Participant],
+    ) -> None:
+        begin = time.process_time()
+        self.model.load(state.vector)
+        loss, accuracy = evaluate(self.model, self.dataset.test.x, self.dataset.test.y)
+        seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
+        dropped = self.drops.drops(state.next_round, self._present(outcome))
+        line = {
+            "round": state.next_round,
+            "mode": self.spec.mode.value,
+            "seed": self.spec.seed,
+            "target_epsilon": self.spec.target_epsilon,
+            "status": outcome.status.value,
+            "cohort": len(self.clients),
+            "survivors": len(outcome.survivors),
+            "refused": len(outcome.refused),
+            "dropped": {phase: len(clients) for phase, clients in dropped.items()},
+            "loss": loss,
+            "accuracy": accuracy,
+            "epsilon": _largest_epsilon(participants),
+            "bytes_up": sum(outcome.bytes_up.values()),
+            "bytes_down": sum(outcome.bytes_down.values()),
+            "bytes_up_per_client": sum(outcome.bytes_up.values()) / len(self.clients),
+            "bytes_down_per_client": sum(outcome.bytes_down.values()) / len(self.clients),
+            "update_norm": _norm(outcome.mean_update),
+            "clipped_fraction": None if self.plan else self._clipped_fraction(outcome),
+            "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
+            "fidelity": self.config.aggregation.fidelity.value,
+        }
+        path = self.folder / METRICS
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._on_round(line)
+
+    def _present(self, outcome: RoundOutcome) -> Sequence[ClientId]:
+        return [client for client in self.clients if client not in outcome.refused]
+
+    def _clipped_fraction(self, outcome: RoundOutcome) -> float | None:
+        """Share of the updates that the encoding's norm bound cut.
+
+        A view of the simulation only: in a deployment nobody sees single updates.
+        """
+        if not outcome.updates:
+            return None
+        norms = [float(np.linalg.norm(update.values)) for update in outcome.updates.values()]
+        return sum(norm > self.config.encoding.clip_norm for norm in norms) / len(norms)
+
+    def _summary(
+        self, state: _State, participants: Mapping[ClientId, Participant], stopped: str
+    ) -> dict[str, Any]:
+        lines = read_metrics(self.folder)
+        last = lines[-1] if lines else {}
+        summary: dict[str, Any] = {
+            "run": self.spec.name,
+            "mode": self.spec.mode.value,
+            "target_epsilon": self.spec.target_epsilon,
+            "seed": self.spec.seed,
+            "stopped": stopped,
+            "status": "ok" if stopped == "rounds" else stopped,
+            "rounds": state.next_round,
+            "rounds_lost": sum(line["status"] != RoundStatus.OK for line in lines),
+            "accuracy": last.get("accuracy"),
+            "loss": last.get("loss"),
+            "epsilon": _largest_epsilon(participants),
+            "dropped": sum(sum(line["dropped"].values()) for line in lines),
+            "bytes_up_per_client": sum(line["bytes_up_per_client"] for line in lines),
+            "bytes_down_per_client": sum(line["bytes_down_per_client"] for line in lines),
+            "seconds": sum(sum(line["seconds"].values()) for line in lines),
+            "parameters": self.model.dim,
+            "model_sha256": hashlib.sha256(state.vector.astype("<f4").tobytes()).hexdigest(),
+            "partition_digest": self.partition.digest().hex(),
+            "codec": {
+                "bits": self.config.encoding.bits,
+                "steps_per_clip_norm": self.codec.spec.resolution,
+                "digest": self.codec.spec.digest().hex(),
+            },
+            "fidelity": self.config.aggregation.fidelity.value,
+            "protocol": self.transport.protocol,
+        }
+        if self.plan is not None:
+            dp = self.config.local_dp
+            summary |= {
+                "delta": self.plan.delta,
+                "adjacency": ADJACENCY.value,
+                "unit": UNIT.value,
+                "noise_multiplier": self.plan.noise_multiplier,
+                "sample_rate": dp.sample_rate,
+                "steps_per_round": dp.steps_per_round,
+                "clip_norm": dp.clip_norm,
+                "ledgers": [
+                    {
+                        "client_index": client,
+                        "path": f"{LEDGERS}/client-{client}.sqlite",
+                        "head": str(budget.ledger.head),
+                        "spent_epsilon": budget.epsilon().value,
+                    }
+                    for client, budget in _budgets(participants)
+                ],
+            }
+        return summary
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _begin(self) -> _State:
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise CheckpointError(
+                f"{self.folder} already holds a run: resume it, or choose another folder. "
+                "Nothing was changed; its ledgers say what its clients have spent"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return _State(next_round=0, vector=self.model.vector())
+
+    def _restore(self) -> _State:
+        checkpoint = latest_checkpoint(self.folder / CHECKPOINTS)
+        if checkpoint is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            truncate_metrics(self.folder, 0)
+            return _State(next_round=0, vector=self.model.vector())
+        for what, found, expected in (
+            ("configuration", checkpoint.config_digest, self._config_digest()),
+            ("run", checkpoint.run, self.spec.name),
+            ("partition", checkpoint.partition_digest, self.partition.digest().hex()),
+        ):
+            if found != expected:
+                raise CheckpointError(
+                    f"{self.folder}: the checkpoint belongs to another {what} "
+                    f"({found}, this one is {expected}); resume with the configuration of the run"
+                )
+        arrays = dict(checkpoint.arrays)
+        vector = arrays.pop("model")
+        self.optimiser.load_state_dict(
+            {name.removeprefix("optimiser/"): value for name, value in arrays.items()}
+        )
+        truncate_metrics(self.folder, checkpoint.next_round)
+        return _State(
+            next_round=checkpoint.next_round,
+            vector=vector,
+            lost_in_a_row=checkpoint.lost_in_a_row,
+            ledger_heads=checkpoint.ledger_heads,
+        )
+
+    def _save(self, state: _State, participants: Mapping[ClientId, Participant]) -> None:
+        state.ledger_heads = {
+            str(client): str(budget.ledger.head) for client, budget in _budgets(participants)
+        }
+        optimiser = self.optimiser.state_dict()
+        write_checkpoint(
+            self.folder / CHECKPOINTS,
+            Checkpoint(
+                next_round=state.next_round,
+                config_digest=self._config_digest(),
+                run=self.spec.name,
+                partition_digest=self.partition.digest().hex(),
+                ledger_heads=state.ledger_heads,
+                lost_in_a_row=state.lost_in_a_row,
+                arrays={
+                    "model": state.vector,
+                    **{f"optimiser/{name}": value for name, value in optimiser.items()},
+                },
+            ),
+        )
+
+    def _config_digest(self) -> str:
+        return self.config.digest()
+
+
+def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
+    """Who holds which training records.
+
+    Raises:
+        ConfigurationError: if the data cannot be dealt that way.
+    """
+    wanted = config.partition
+    clients, least = wanted.clients, wanted.minimum
+    match wanted.kind:
+        case "iid":
+            return partition.iid(len(train), clients=clients, seed=seed, min_size=least)
+        case "dirichlet":
+            return partition.dirichlet(
+                train.y, clients=clients, alpha=wanted.alpha, seed=seed, min_size=least
+            )
+        case "shards":
+            return partition.shards(
+                train.y,
+                clients=clients,
+                per_client=wanted.shards_per_client,
+                seed=seed,
+                min_size=least,
+            )
+        case "quantity":
+            return partition.quantity(
+                len(train), clients=clients, alpha=wanted.alpha, seed=seed, min_size=least
+            )
+        case "natural":
+            if train.groups is None:
+                raise ConfigurationError(
+                    f"partition.kind = natural needs records that belong to sites; "
+                    f"{config.data.name} has none (heart-disease has four)"
+                )
+            parts = partition.natural(train.groups, min_size=least)
+            if len(parts.indices) != clients:
+                raise ConfigurationError(
+                    f"{config.data.name} has {len(parts.indices)} sites, "
+                    f"partition.clients is {clients}; set it to {len(parts.indices)}"
+                )
+            return parts
+
+
+def make_params(config: RunConfig) -> SecAggParams:
+    """The thresholds of the secure sum: alive in every phase, and the shares that reconstruct."""
+    clients, threshold = config.partition.clients, config.threshold
+    threat = ThreatModel(corrupt=ceil_rate(ASSUMED_CORRUPT, clients), dropped=clients - threshold)
+    return SecAggParams.complete(clients, threat)
+
+
+def make_optimiser(config: RunConfig, dimension: int) -> ServerOptimiser:
+    """The server's optimiser."""
+    server = config.server
+    if server.optimizer == "adam":
+        return ServerOptimiser.adam(dimension, learning_rate=server.learning_rate)
+    return ServerOptimiser.sgd(
+        dimension, learning_rate=server.learning_rate, momentum=server.momentum
+    )
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, one per round; empty if there is none."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def truncate_metrics(folder: Path, rounds: int) -> None:
+    """Drops the lines of rounds that are not part of the checkpoint (they are run again)."""
+    path = folder / METRICS
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:rounds]
+        write_durably(path, "".join(lines).encode())
+
+
+def _budgets(
+    participants: Mapping[ClientId, Participant],
+) -> Iterator[tuple[ClientId, ClientBudget]]:
+    for client, participant in participants.items():
+        if participant.budget is not None:
+            yield client, participant.budget
+
+
+def _largest_epsilon(participants: Mapping[ClientId, Participant]) -> float | None:
+    """The largest epsilon of any client; None without differential privacy (no bound at all).
+
+    Clients hold different records, so one record is covered by one client's epsilon (parallel
+    composition), and the largest holds for all.
+    """
+    return max((b.epsilon().value for _, b in _budgets(participants)), default=None)
+
+
+def _norm(vector: NDArray[np.float64] | None) -> float | None:
+    return None if vector is None else float(np.linalg.norm(vector))

@@ -1,0 +1,176 @@
+"""A sweep: the same task once per mode, target epsilon and seed, one folder each.
+
+Every run is a deployment of its own with its own ledgers. Publishing the models of several runs
+composes: the budgets of runs over the same records add up, and no ledger of a single run can know
+of the others. The summary says so, and so does the report.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import securefl
+from securefl.config import Mode, RunConfig, RunSpec, load_json
+from securefl.errors import CheckpointError
+from securefl.simulation.checkpoint import write_durably
+from securefl.simulation.engine import SUMMARY, Engine, OnRound, RunResult
+from securefl.training.data import TrainTest, load
+
+__all__ = ["CONFIG", "load_stored_config", "run_sweep"]
+
+CONFIG = "config.json"
+SCHEMA = "securefl-summary/1"
+
+
+def run_sweep(
+    config: RunConfig,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    on_round: OnRound = lambda metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Mapping[str, Any] | None:
+    """Carries out every run of ``config`` below ``out`` and writes ``out/summary.json``.
+
+    Args:
+        config: what to run.
+        out: a new or empty folder; with ``resume`` one of the same configuration.
+        data_dir: folder with ``mnist/`` and ``heart_disease/``; default ``SECUREFL_DATA``.
+        resume: skip finished runs, continue the one that was cut off.
+        on_round: called with the metrics of every round that was carried out.
+        should_stop: asked between rounds.
+
+    Returns:
+        The summary, or None if ``should_stop`` ended the sweep early (resume it later).
+
+    Raises:
+        CheckpointError: if ``out`` holds results and ``resume`` is False, or those of another
+            configuration.
+        DataNotFound: if the data set is not there.
+    """
+    dataset = load(
+        config.data.name,
+        data_dir,
+        seed=config.data.split_seed,
+        test_fraction=config.data.test_fraction,
+    )
+    _claim(config, out, resume=resume)
+    results: list[RunResult] = []
+    for spec in config.runs():
+        folder = out / spec.name
+        if resume and (folder / SUMMARY).exists():
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            results.append(RunResult(spec=spec, stopped=summary["stopped"], summary=summary))
+            continue
+        engine = Engine(
+            config, spec, folder, dataset=dataset, on_round=on_round, should_stop=should_stop
+        )
+        result = engine.run(resume=resume and folder.exists())
+        if result.stopped == "interrupted":
+            return None
+        results.append(result)
+    summary = _summary(config, dataset, results)
+    content = json.dumps(summary, indent=2, allow_nan=False)
+    write_durably(out / SUMMARY, content.encode() + b"\n")
+    return summary
+
+
+def load_stored_config(out: Path) -> RunConfig:
+    """The configuration that the runs below ``out`` were started with.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = out / CONFIG
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing: {out} holds no run that can be resumed. "
+            "Start one with securefl train CONFIG.toml --out DIR"
+        )
+    return load_json(path)
+
+
+def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
+    path = out / CONFIG
+    if resume:
+        stored = load_stored_config(out)
+        if stored.digest() != config.digest():
+            raise CheckpointError(
+                f"{out} was started with another configuration ({path}); resume it without "
+                "changes (securefl train --resume --out DIR needs no configuration)"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(
+            f"{out} is not empty: use --resume to continue what is there, or another folder. "
+            "Nothing was changed; a folder of results holds ledgers of budgets that are spent"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_durably(path, config.to_json().encode() + b"\n")
+
+
+def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "dataset": config.data.name,
+        "train_size": len(dataset.train),
+        "test_size": len(dataset.test),
+        "clients": config.partition.clients,
+        "rounds": config.training.rounds,
+        "delta": config.local_dp.delta,
+        "rows": [
+            _row(mode, epsilon, [r.summary for r in results if _key(r.spec) == (mode, epsilon)])
+            for mode, epsilon in dict.fromkeys(_key(result.spec) for result in results)
+        ],
+        "runs": [
+            {
+                "path": result.spec.name,
+                **{
+                    key: result.summary[key]
+                    for key in ("mode", "target_epsilon", "seed", "accuracy", "epsilon", "status")
+                },
+            }
+            for result in results
+        ],
+        "model": config.model.name,
+        "fidelity": config.aggregation.fidelity.value,
+        "protocol": config.aggregation.protocol,
+        "adversary": config.aggregation.adversary,
+        "threshold": config.threshold,
+        "config_digest": config.digest(),
+        "versions": _versions(),
+    }
+
+
+def _key(spec: RunSpec) -> tuple[Mode, float | None]:
+    return spec.mode, spec.target_epsilon
+
+
+def _row(mode: Mode, epsilon: float | None, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    accuracies = [run["accuracy"] for run in runs]
+    return {
+        "mode": mode.value,
+        "target_epsilon": epsilon,
+        # The largest of the runs: each was a deployment of its own.
+        "epsilon": None if epsilon is None else max(run["epsilon"] for run in runs),
+        "accuracy": math.fsum(accuracies) / len(accuracies),
+        "accuracy_min": min(accuracies),
+        "seeds": [run["seed"] for run in runs],
+        "dropped": sum(run["dropped"] for run in runs),
+        "bytes_up_per_client": math.fsum(run["bytes_up_per_client"] for run in runs) / len(runs),
+        "seconds": math.fsum(run["seconds"] for run in runs),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "securefl": securefl.__version__} | {
+        name: importlib.metadata.version(name)
+        for name in ("numpy", "scipy", "cryptography", "torch", "opacus")
+    }

@@ -1,0 +1,330 @@
+"""Whole runs on small data: the real machines, the real ledgers, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import accounting
+from securefl.config import RunConfig, load_preset
+from securefl.errors import CheckpointError, ConfigurationError, DataNotFound
+from securefl.simulation.engine import Engine, RunResult, make_partition, read_metrics
+from securefl.simulation.sweep import load_stored_config, run_sweep
+from securefl.training.data import TrainTest, load
+
+SMALL = (
+    "training.rounds=3",
+    "training.local_steps=2",
+    "local_dp.steps_per_round=2",
+    "partition.clients=5",
+    "sweep.epsilons=[8.0]",
+    "sweep.seeds=[0]",
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> TrainTest:
+    return load("digits")
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_preset("digits", [*SMALL, *overrides])
+
+
+def run(
+    settings: RunConfig,
+    folder: Path,
+    dataset: TrainTest,
+    *,
+    index: int = 0,
+    stop_after: int | None = None,
+    resume: bool = False,
+) -> RunResult:
+    lines: list[Mapping[str, Any]] = []
+    engine = Engine(
+        settings,
+        settings.runs()[index],
+        folder,
+        dataset=dataset,
+        on_round=lines.append,
+        should_stop=lambda: stop_after is not None and len(lines) >= stop_after,
+    )
+    return engine.run(resume=resume)
+
+
+def model(folder: Path) -> np.ndarray:
+    with np.load(folder / "model.npz", allow_pickle=False) as arrays:
+        return np.array(arrays["vector"])
+
+
+def test_protocol_and_plain_sum_of_the_same_integers_give_the_same_bits(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    results = {}
+    for fidelity in ("protocol", "encoded"):
+        settings = config(f"aggregation.fidelity={fidelity}")
+        results[fidelity] = run(settings, tmp_path / fidelity, digits)
+    assert np.array_equal(model(tmp_path / "protocol"), model(tmp_path / "encoded"))
+    assert results["protocol"].summary["model_sha256"] == results["encoded"].summary["model_sha256"]
+    assert results["protocol"].summary["bytes_up_per_client"] > 3 * 650 * 4 * 0.5
+    assert results["encoded"].summary["bytes_up_per_client"] == 0
+
+
+def test_encoding_costs_next_to_nothing_against_floating_point(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    for fidelity in ("protocol", "float"):
+        run(config(f"aggregation.fidelity={fidelity}"), tmp_path / fidelity, digits)
+    exact = model(tmp_path / "float")
+    error = np.linalg.norm(model(tmp_path / "protocol") - exact)
+    assert 0 < error < 1e-3 * np.linalg.norm(exact)
+
+
+def test_floating_point_baseline_refuses_to_bypass_a_ledger(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config("aggregation.fidelity=float")
+    with pytest.raises(ConfigurationError, match="mode none only"):
+        run(settings, tmp_path / "run", digits, index=1)
+
+
+@pytest.mark.parametrize("server", ["sgd", "adam"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    tmp_path: Path, digits: TrainTest, server: str
+) -> None:
+    settings = config(f"server.optimizer={server}", "server.learning_rate=0.1")
+    whole = run(settings, tmp_path / "whole", digits)
+    for stop_after in (0, 1, 2):
+        folder = tmp_path / f"stopped-{stop_after}"
+        stopped = run(settings, folder, digits, stop_after=stop_after)
+        assert stopped.stopped == "interrupted"
+        assert not (folder / "summary.json").exists()
+        resumed = run(settings, folder, digits, resume=True)
+        assert resumed.stopped == "rounds"
+        assert np.array_equal(model(folder), model(tmp_path / "whole"))
+        assert [line["round"] for line in read_metrics(folder)] == [0, 1, 2]
+        for key in ("accuracy", "loss", "dropped", "model_sha256", "bytes_up_per_client"):
+            assert resumed.summary[key] == whole.summary[key]
+
+
+def test_private_run_stays_within_its_target_and_charges_every_release(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config()
+    result = run(settings, tmp_path / "run", digits, index=1)
+    assert 0 < result.summary["epsilon"] <= 8.0
+    charged = []
+    for ledger in result.summary["ledgers"]:
+        path = tmp_path / "run" / ledger["path"]
+        with accounting.Ledger.open(path, expect_head=accounting.Head.parse(ledger["head"])) as led:
+            bound = led.epsilon()
+            assert bound.value == ledger["spent_epsilon"] <= 8.0
+            charged.append(bound.value)
+    assert result.summary["epsilon"] == max(charged)
+    # A client that vanished before it sent has paid for less than one that never did.
+    assert min(charged) <= max(charged)
+
+
+def test_resumed_private_run_keeps_what_was_spent(tmp_path: Path, digits: TrainTest) -> None:
+    settings = config("simulation.dropped_per_round=0")
+    folder = tmp_path / "run"
+    stopped = run(settings, folder, digits, index=1, stop_after=2)
+    spent = stopped.summary["epsilon"]
+    resumed = run(settings, folder, digits, index=1, resume=True)
+    assert spent < resumed.summary["epsilon"] <= 8.0
+    assert resumed.stopped == "rounds"
+    lines = read_metrics(folder)
+    assert [line["epsilon"] for line in lines] == sorted(line["epsilon"] for line in lines)
+
+
+def test_ledger_from_before_the_checkpoint_is_refused(tmp_path: Path, digits: TrainTest) -> None:
+    settings = config()
+    folder = tmp_path / "run"
+    run(settings, folder, digits, index=1, stop_after=1)
+    backup = tmp_path / "backup"
+    shutil.copytree(folder / "ledgers", backup)
+    run(settings, folder, digits, index=1, stop_after=1, resume=True)
+    shutil.rmtree(folder / "ledgers")
+    shutil.copytree(backup, folder / "ledgers")
+    with pytest.raises(accounting.LedgerRolledBack):
+        run(settings, folder, digits, index=1, resume=True)
+
+
+def test_missing_ledger_is_refused(tmp_path: Path, digits: TrainTest) -> None:
+    settings = config()
+    folder = tmp_path / "run"
+    run(settings, folder, digits, index=1, stop_after=1)
+    (folder / "ledgers" / "client-3.sqlite").unlink()
+    with pytest.raises(accounting.LedgerRolledBack, match="client-3"):
+        run(settings, folder, digits, index=1, resume=True)
+
+
+def test_round_cut_off_after_its_reservations_stays_charged_and_is_not_reused(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config("simulation.dropped_per_round=0")
+    folder = tmp_path / "run"
+    engine = Engine(settings, settings.runs()[1], folder, dataset=digits)
+
+    def cut_off(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine.transport), "carry", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+    resumed = run(settings, folder, digits, index=1, resume=True)
+    # Three rounds were planned and the cut one is paid: only two more fit.
+    assert resumed.stopped == "budget"
+    assert resumed.summary["rounds"] == 2
+    assert resumed.summary["epsilon"] <= 8.0
+    for ledger in resumed.summary["ledgers"]:
+        with accounting.Ledger.open(folder / ledger["path"]) as led:
+            assert led.epsilon().value == pytest.approx(resumed.summary["epsilon"])
+
+
+def test_lost_rounds_end_the_run_and_leave_the_model_alone(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config("simulation.max_lost_rounds=2")
+    engine = Engine(settings, settings.runs()[0], tmp_path / "run", dataset=digits)
+    start = engine.model.vector()
+    monkeypatch.setattr(
+        type(engine.drops), "drops", lambda _self, _round, present: {"unmasking": present[:3]}
+    )
+    result = engine.run()
+    assert result.stopped == "lost-rounds"
+    assert result.summary["rounds_lost"] == 2
+    assert np.array_equal(model(tmp_path / "run"), start)
+    assert all(line["status"] == "below-threshold" for line in read_metrics(tmp_path / "run"))
+    assert all(line["bytes_up"] > 0 for line in read_metrics(tmp_path / "run"))
+
+
+def test_a_folder_with_results_is_never_overwritten(tmp_path: Path, digits: TrainTest) -> None:
+    settings = config()
+    run(settings, tmp_path / "run", digits)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        run(settings, tmp_path / "run", digits)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    run(config(), tmp_path / "run", digits, stop_after=1)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        run(config("training.learning_rate=0.01"), tmp_path / "run", digits, resume=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.algorithm=fedsgd",
+        "training.proximal=0.1",
+        "training.weights=equal",
+        "server.momentum=0.5",
+        "partition.kind=dirichlet",
+        "partition.kind=shards",
+        "partition.kind=quantity",
+        "model.name=mlp",
+        "encoding.bits=48",
+        "encoding.rounding=stochastic",
+        "training.rounds=1",
+    ],
+)
+def test_every_choice_of_the_configuration_runs_and_learns(
+    tmp_path: Path, digits: TrainTest, override: str
+) -> None:
+    settings = config(override, "training.batch_size=16", "training.local_steps=6")
+    result = run(settings, tmp_path / "run", digits)
+    assert result.stopped == "rounds"
+    assert result.summary["accuracy"] > 0.2
+
+
+def test_weights_travel_only_inside_the_masked_vector(tmp_path: Path, digits: TrainTest) -> None:
+    # Sizes differ widely; the weighted mean is right although no message holds a size.
+    settings = config("partition.kind=quantity", "partition.alpha=0.5", "partition.minimum=5")
+    sizes = make_partition(settings, 0, digits.train).sizes
+    assert max(sizes) > 2 * min(sizes)
+    run(settings, tmp_path / "protocol", digits)
+    float_settings = config(
+        "partition.kind=quantity",
+        "partition.alpha=0.5",
+        "partition.minimum=5",
+        "aggregation.fidelity=float",
+    )
+    run(float_settings, tmp_path / "float", digits)
+    difference = np.abs(model(tmp_path / "protocol") - model(tmp_path / "float"))
+    assert difference.max() < 1e-3
+
+
+def test_natural_partition_needs_sites(digits: TrainTest) -> None:
+    with pytest.raises(ConfigurationError, match="sites"):
+        make_partition(config("partition.kind=natural"), 0, digits.train)
+
+
+# -- sweeps --------------------------------------------------------------------------------------
+
+
+def test_sweep_writes_the_contract_and_resumes_where_it_stopped(tmp_path: Path) -> None:
+    settings = config("sweep.seeds=[0, 1]", "sweep.epsilons=[8.0, 3.0]")
+    out = tmp_path / "out"
+    lines: list[Mapping[str, Any]] = []
+    stopped = run_sweep(settings, out, on_round=lines.append, should_stop=lambda: len(lines) >= 8)
+    assert stopped is None
+    assert not (out / "summary.json").exists()
+    assert load_stored_config(out) == settings
+    summary = run_sweep(settings, out, resume=True, on_round=lines.append)
+    assert summary is not None
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert len(lines) == 6 * 3  # nothing was run twice
+    for key in ("dataset", "train_size", "test_size", "clients", "rounds", "delta"):
+        assert key in summary
+    assert (summary["train_size"], summary["test_size"]) == (1437, 360)
+    assert [(row["mode"], row["target_epsilon"]) for row in summary["rows"]] == [
+        ("none", None),
+        ("local-dp", 8.0),
+        ("local-dp", 3.0),
+    ]
+    for row in summary["rows"]:
+        assert row["seeds"] == [0, 1]
+        assert row["dropped"] == 2 * 3
+        assert row["accuracy_min"] <= row["accuracy"] <= 1
+        assert row["bytes_up_per_client"] > 650 * 4
+        assert row["seconds"] > 0
+        if row["target_epsilon"] is None:
+            assert row["epsilon"] is None
+        else:
+            assert 0 < row["epsilon"] <= row["target_epsilon"]
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders == {run["path"] for run in summary["runs"]}
+    assert len(list(out.glob("local-dp-*/ledgers/client-*.sqlite"))) == 4 * 5
+
+
+def test_sweep_refuses_a_folder_in_use_and_another_configuration(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="not empty"):
+        run_sweep(config(), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    out = tmp_path / "out"
+    run_sweep(config("training.rounds=1"), out, should_stop=lambda: True)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        run_sweep(config("training.rounds=2"), out, resume=True)
+    with pytest.raises(CheckpointError, match="no run that can be resumed"):
+        run_sweep(config(), tmp_path / "nothing", resume=True)
+
+
+def test_missing_data_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SECUREFL_DATA", raising=False)
+    with pytest.raises(DataNotFound):
+        run_sweep(load_preset("mnist"), tmp_path / "out", data_dir=tmp_path)
+    assert not (tmp_path / "out").exists()

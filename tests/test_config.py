@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securefl.config import (
+    Mode,
+    RunConfig,
+    load_config,
+    load_json,
+    load_preset,
+    preset_names,
+)
+from securefl.errors import ConfigurationError
+
+
+def test_presets_are_the_four_data_sets() -> None:
+    assert preset_names() == ("breast-cancer", "digits", "heart-disease", "mnist")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_json(name: str, tmp_path: Path) -> None:
+    config = load_preset(name)
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    assert load_json(path) == config
+    assert load_json(path).digest() == config.digest()
+
+
+def test_demo_is_the_contract() -> None:
+    config = load_preset("digits")
+    assert config.data.name == "digits"
+    assert config.partition.clients == 10
+    assert config.simulation.dropped_per_round == 1
+    assert config.local_dp.delta == 1e-5
+    assert [run.name for run in config.runs()] == [
+        "none-inf-s0",
+        "none-inf-s1",
+        "none-inf-s2",
+        "local-dp-8-s0",
+        "local-dp-8-s1",
+        "local-dp-8-s2",
+        "local-dp-3-s0",
+        "local-dp-3-s1",
+        "local-dp-3-s2",
+    ]
+
+
+def test_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"training\.lerning_rate.*learning_rate\?"):
+        load_preset("digits", ["training.lerning_rate=1"])
+
+
+def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean digits"):
+        load_preset("digit")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.rounds=0", "rounds"),
+        ("training.rounds=1.5", "rounds"),
+        ("training.rounds=true", "rounds"),
+        ("training.learning_rate=nan", "learning_rate"),
+        ("training.local_epochs=1", "not both"),
+        ("local_dp.delta=0", "delta"),
+        ("local_dp.delta=1.0", "delta"),
+        ("local_dp.sample_rate=1.01", "sample_rate"),
+        ("partition.clients=2", "clients"),
+        ("aggregation.adversary=active", "adversary"),
+        ("aggregation.threshold=11", "threshold"),
+        ("aggregation.threshold=2", "threshold"),
+        ("simulation.dropped_per_round=4", "every round would be lost"),
+        ("sweep.epsilons=[]", "epsilons"),
+        ("sweep.epsilons=[3.0, 3.0]", "twice"),
+        ("sweep.seeds=[-1]", "seeds"),
+        ("sweep.modes=[]", "modes"),
+        ("data.name=cifar", "data.name"),
+        ("encoding.bits=65", "bits"),
+        ("nonsense=1", "unknown key"),
+        ("training", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("data.name.x=3", "not a section"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_preset("digits", [override])
+
+
+def test_overrides_take_bare_words_numbers_and_lists() -> None:
+    config = load_preset(
+        "digits",
+        ["partition.kind=dirichlet", "partition.alpha=0.1", 'sweep.modes=["none"]'],
+    )
+    assert config.partition.kind == "dirichlet"
+    assert config.partition.alpha == 0.1
+    assert config.sweep.modes == (Mode.NONE,)
+
+
+def test_a_file_that_is_missing_or_no_toml_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[data\n")
+    with pytest.raises(ConfigurationError, match=r"bad\.toml: not valid TOML"):
+        load_config(bad)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match=r"binary\.toml"):
+        load_config(binary)
+
+
+@given(st.integers(3, 400))
+def test_default_threshold_is_two_thirds_and_one(clients: int) -> None:
+    config = RunConfig.model_validate_json(
+        f'{{"data": {{"name": "digits"}}, "partition": {{"clients": {clients}}}}}'
+    )
+    assert config.threshold == 2 * clients // 3 + 1
+    assert 3 <= config.threshold <= clients
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_valid_configuration_or_a_configuration_error(text: str) -> None:
+    try:
+        load_preset("digits", [text])
+    except ConfigurationError as error:
+        assert str(error)
