@@ -285,14 +285,22 @@ class ClientBudget:
         """Whether one more round fits the budget. Asked before training; reserves nothing."""
         return self.ledger.fits(self.event)
 
-    def reserve(self, round_index: int, attempt: int = 0) -> Ticket:
-        """Pays for one attempt at a round, before training. A retry trains anew and pays anew.
+    def reserve(self, round_index: int, attempt: int | None = None) -> Ticket:
+        """Pays for one attempt at a round, before training.
+
+        Args:
+            round_index: the training round.
+            attempt: None starts a new attempt with a ticket of its own: a round that was cut off
+                and is carried out again draws new noise, so it is paid again. A number names the
+                attempt; asking again for a named attempt that is still open pays once.
 
         Raises:
             accounting.BudgetExceeded: if it does not fit; nothing was reserved or read.
-            accounting.TicketError: if this attempt was already released, lost or withheld.
+            accounting.TicketError: if the named attempt was already released, lost or withheld.
         """
-        key = f"client {self.client} round {round_index} attempt {attempt}"
+        # The ledger's next entry number makes a key unique for the life of the ledger.
+        name = f"entry {self.ledger.head.sequence + 1}" if attempt is None else f"attempt {attempt}"
+        key = f"client {self.client} round {round_index} {name}"
         return self.ledger.reserve(self.event, round=round_index, key=key)
 
     def released(self, ticket: Ticket, evidence: Evidence | Mapping[str, Any]) -> Head:

@@ -530,14 +530,21 @@ def test_a_lost_round_stays_paid_for_and_its_retry_pays_again(budget):
     budget.lost(budget.reserve(0))
     once = before - budget.ledger.balance.remaining
     assert once > 0
-    with pytest.raises(accounting.TicketError):
-        budget.reserve(0)
-    budget.released(budget.reserve(0, attempt=1), EVIDENCE)
+    budget.released(budget.reserve(0), EVIDENCE)
     assert before - budget.ledger.balance.remaining == 2 * once
 
 
-def test_asking_again_for_an_open_attempt_pays_once(budget):
-    ticket = budget.reserve(0)
+def test_every_unnamed_attempt_has_a_ticket_of_its_own(budget):
+    first, second = budget.reserve(0), budget.reserve(0)
+    assert first.key != second.key
+    assert budget.ledger.balance.reserved == first.ticks + second.ticks
+
+
+def test_a_named_attempt_pays_once_and_is_never_reused(budget):
+    ticket = budget.reserve(0, attempt=7)
     remaining = budget.ledger.balance.remaining
-    assert budget.reserve(0) == ticket
+    assert budget.reserve(0, attempt=7) == ticket
     assert budget.ledger.balance.remaining == remaining
+    budget.withheld(ticket)
+    with pytest.raises(accounting.TicketError):
+        budget.reserve(0, attempt=7)
