@@ -60,7 +60,6 @@ def render(tree: RunTree) -> str:
         seconds=_seconds_text,
         real=_real_text,
         dropped=_dropped_text,
-        short=_short_head,
     )
     said = [statements.statement(row, tree) for row in tree.rows]
     return environment.get_template("report.html.j2").render(
@@ -83,7 +82,7 @@ def render(tree: RunTree) -> str:
 
 def _stages(run: RunRecord) -> list[str]:
     """Names of the stages that were timed, in the order of the pipeline where it is known."""
-    order = ["train", "encode", "protocol", "apply", "evaluate"]
+    order = ["ledger", "train", "encode", "protocol", "apply", "evaluate"]
     seen = {stage for record in run.rounds for stage in record.seconds}
     return [stage for stage in order if stage in seen] + sorted(seen - set(order))
 
@@ -105,12 +104,6 @@ def _real_text(value: float | None) -> str:
 def _dropped_text(dropped: dict[str, int]) -> str:
     parts = [f"{phase.replace('_', ' ')}: {count}" for phase, count in dropped.items() if count]
     return ", ".join(parts) or "–"
-
-
-def _short_head(head: str) -> str:
-    """The entry's number and the first half of its hash: enough to compare by eye."""
-    number, colon, digest = head.partition(":")
-    return f"{number}{colon}{digest[:32]}…" if len(digest) > 32 else head
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -113,14 +113,12 @@ def delta_text(value: float | None) -> str:
 
 
 def percent_text(value: float | None) -> str:
-    """A fraction as per cent, rounded down to one decimal: accuracy is never shown larger.
+    """A fraction as per cent, to one decimal, as the command line prints it.
 
-    >>> percent_text(0.92999), percent_text(1.0), percent_text(None)
+    >>> percent_text(0.92871), percent_text(1.0), percent_text(None)
     ('92.9 %', '100.0 %', '–')
     """
-    if value is None:
-        return "–"
-    return f"{math.floor(value * 1000 + 1e-6) / 10:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def bytes_text(value: float) -> str:

@@ -14,7 +14,6 @@ from securefl.report.statements import (
     epsilon_text,
     fidelity_sentence,
     headline,
-    percent_text,
     shared_limits,
     smallest_sum,
     statement,
@@ -26,12 +25,6 @@ from securefl.report.tree import read_tree
 def test_an_epsilon_is_never_shown_smaller_than_it_is(value: float) -> None:
     shown = float(epsilon_text(value))
     assert value - 2e-9 <= shown <= value + 0.001 + 1e-6
-
-
-@given(st.floats(min_value=0, max_value=1))
-def test_an_accuracy_is_never_shown_larger_than_it_is(value: float) -> None:
-    shown = float(percent_text(value).removesuffix(" %")) / 100
-    assert value - 0.001 - 1e-9 <= shown <= value + 2e-9
 
 
 @given(st.integers(min_value=0, max_value=100_000))
