@@ -105,13 +105,15 @@ def calibrate(
         order ``achieved.order``, split over up to 1e5 reservations (eps >= 5e-4).
 
     Raises:
-        CalibrationError: if no value meets the target.
+        CalibrationError: if no value meets the target. RDP itself has a floor: about
+            ln(1/delta)/4096 for noise, and higher for rates, since a rare participation with
+            little noise only has small useful orders.
         InvalidParameter: for impossible arguments.
 
     >>> from accounting import Gaussian
     >>> plan = lambda z: Gaussian(noise_multiplier=z)
     >>> round(calibrate(plan, 1.0, 1e-5, adjacency="add-remove", method="exact").value, 3)
-    3.73
+    3.731
     """
     target = checked_epsilon(eps)
     if target == 0:

@@ -58,6 +58,7 @@ DEFAULT_ORDERS: tuple[float, ...] = (
 _SMALL_INTEGER = 64  # integer orders up to here share one matrix; above, one row each
 _INTEGERS_ONLY = 256  # refinement uses whole orders above this one
 _REFINE_ROUNDS, _REFINE_POINTS = 3, 13
+_QUADRATURE_NOISE = (0.2, 1e4)
 _TINY = np.finfo(np.float64).tiny  # no release is free: an underflow must not become a zero
 
 
@@ -237,7 +238,7 @@ def poisson_gaussian_rdp(sample_rate: float, noise_multiplier: float, orders: Or
     if orders.small.size or orders.whole.size:
         _whole_orders(q, s, orders, log_a)
     if orders.fractional.size:
-        if s < 0.2:
+        if not _QUADRATURE_NOISE[0] <= s <= _QUADRATURE_NOISE[1]:
             _between_whole_orders(q, s, orders, log_a)
         else:
             _fractional_orders(q, s, orders, log_a)
@@ -286,6 +287,7 @@ def _log_one_plus_sum(terms: _Long) -> Floats:
     total = np.sum(np.exp((terms - top[:, None]).astype(np.float64)), axis=1)
     log_total: Floats = np.logaddexp(0, top + np.log(total)).astype(np.float64)
     log_total[np.isposinf(top)] = np.inf  # noise so small that even the exponents overflow
+    log_total[np.isneginf(top)] = 0.0  # noise so large that all of them underflow
     return log_total
 
 
@@ -320,7 +322,8 @@ def _log_half_row(a: int) -> _Long:
 def _between_whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
     """(a - 1) eps(a) is convex and 0 at a = 1, so the chord between whole orders is above it.
 
-    For noise multipliers below .2, where the quadrature would need millions of points.
+    For noise multipliers below .2, where the quadrature would need millions of points, and above
+    1e4, where squares of its points might overflow.
     """
     a = orders.values[orders.fractional]
     low, high = np.floor(a), np.ceil(a)

@@ -186,7 +186,10 @@ class Event:
     type_name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS[type(self)].items():
+        kinds = _KINDS.get(type(self))
+        if kinds is None:
+            raise InvalidEvent(f"{type(self).__name__} is not one of the events with a known cost")
+        for name, kind in kinds.items():
             checked = kind.check(getattr(self, name), f"{type(self).__name__}.{name}")
             object.__setattr__(self, name, checked)
         depth, nodes = _size(self)

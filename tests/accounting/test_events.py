@@ -1,0 +1,254 @@
+"""Events: what can be built, what can be written, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounting import (
+    AccountingError,
+    Adjacency,
+    Compose,
+    Event,
+    Gaussian,
+    InvalidEvent,
+    InvalidParameter,
+    NonPrivate,
+    Poisson,
+    Repeat,
+    digest,
+    dump,
+    parse,
+)
+from accounting.events import MAX_DEPTH, MAX_NODES, leaves
+
+positive = st.floats(min_value=5e-324, max_value=1.7e308, allow_subnormal=True)
+rates = st.floats(min_value=0, max_value=1, exclude_min=True)
+counts = st.integers(1, 1 << 53)
+
+
+def _wider(children: st.SearchStrategy[Event]) -> st.SearchStrategy[Event]:
+    return st.one_of(
+        st.builds(Poisson, sample_rate=rates, event=children),
+        st.builds(Repeat, event=children, count=counts),
+        st.builds(Compose, events=st.lists(children, min_size=1, max_size=4).map(tuple)),
+    )
+
+
+events = st.recursive(
+    st.one_of(st.builds(Gaussian, noise_multiplier=positive), st.builds(NonPrivate)),
+    _wider,
+    max_leaves=12,
+)
+
+
+@given(events)
+def test_parse_inverts_dump(event: Event) -> None:
+    text = dump(event)
+    assert parse(text) == event
+    assert dump(parse(text)) == text
+    assert parse(text.encode()) == event
+
+
+@given(events)
+def test_the_digest_is_sha256_of_sorted_spaceless_json(event: Event) -> None:
+    again = json.dumps(json.loads(dump(event)), sort_keys=True, separators=(",", ":"))
+    assert digest(event) == hashlib.sha256(again.encode()).hexdigest()
+
+
+def test_the_json_spells_fields_as_opacus_does() -> None:
+    event = Repeat(event=Poisson(sample_rate=0.01, event=Gaussian(noise_multiplier=1.1)), count=100)
+    assert json.loads(dump(event)) == {
+        "type": "repeat",
+        "count": 100,
+        "event": {
+            "type": "poisson",
+            "sample_rate": 0.01,
+            "event": {"type": "gaussian", "noise_multiplier": 1.1},
+        },
+    }
+
+
+def test_equal_values_give_equal_events_whatever_number_type_they_came_in() -> None:
+    event = Gaussian(noise_multiplier=2.0)
+    for value in (2, np.float64(2), np.float32(2), np.int64(2), Fraction(2)):
+        assert Gaussian(noise_multiplier=value) == event  # type: ignore[arg-type]  # numpy numbers are allowed at run time
+        assert type(Gaussian(noise_multiplier=value).noise_multiplier) is float  # type: ignore[arg-type]  # as above
+    assert type(Repeat(event=event, count=np.int64(3)).count) is int  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1.0, math.nan, math.inf, -math.inf, True, "1", None, 1j, Decimal(1), 10**400, [1.0]],
+)
+def test_impossible_noise_multipliers_are_refused(value: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Gaussian(noise_multiplier=value)  # type: ignore[arg-type]  # that is the test
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.0000001, 2, math.nan, math.inf, True, "0.5", None])
+def test_impossible_sample_rates_are_refused(value: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Poisson(sample_rate=value, event=NonPrivate())  # type: ignore[arg-type]  # that is the test
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, 2.5, True, "3", None, (1 << 53) + 1])
+def test_impossible_counts_are_refused(value: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Repeat(event=NonPrivate(), count=value)  # type: ignore[arg-type]  # that is the test
+
+
+@pytest.mark.parametrize("value", [(), None, NonPrivate(), (NonPrivate(), 3), "ab", {1: 2}])
+def test_a_composition_needs_at_least_one_event_and_only_events(value: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Compose(events=value)  # type: ignore[arg-type]  # that is the test
+
+
+@pytest.mark.parametrize("inner", [None, 1.0, "gaussian", Gaussian, {"type": "non-private"}])
+def test_only_events_go_into_events(inner: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Poisson(sample_rate=0.5, event=inner)  # type: ignore[arg-type]  # that is the test
+
+
+def test_a_subclass_of_an_event_is_not_an_event() -> None:
+    class Cheaper(Gaussian):
+        pass
+
+    with pytest.raises(InvalidEvent, match="known cost"):
+        Cheaper(noise_multiplier=1.0)
+
+
+def test_events_cannot_be_changed_after_they_were_checked() -> None:
+    event = Gaussian(noise_multiplier=1.0)
+    with pytest.raises(AttributeError):
+        event.noise_multiplier = 100.0  # type: ignore[misc]  # that is the test
+    with pytest.raises((AttributeError, TypeError)):
+        event.label = "x"  # type: ignore[attr-defined]  # slots: no room for anything else
+
+
+G = '{"type":"gaussian","noise_multiplier":1.0}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "3",
+        '"gaussian"',
+        "{}",
+        '{"type":"gaussian"}',
+        '{"noise_multiplier":1.0}',
+        '{"type":"laplace","b":1.0}',
+        '{"type":["gaussian"],"noise_multiplier":1.0}',
+        '{"type":null}',
+        '{"type":"gaussian","noise_multiplier":NaN}',
+        '{"type":"gaussian","noise_multiplier":Infinity}',
+        '{"type":"gaussian","noise_multiplier":-Infinity}',
+        '{"type":"gaussian","noise_multiplier":1e999}',
+        '{"type":"gaussian","noise_multiplier":0}',
+        '{"type":"gaussian","noise_multiplier":true}',
+        '{"type":"gaussian","noise_multiplier":"1.0"}',
+        '{"type":"gaussian","noise_multiplier":null}',
+        '{"type":"gaussian","noise_multiplier":1.0,"noise_multiplier":9.0}',
+        '{"type":"gaussian","noise_multiplier":1.0,"comment":"x"}',
+        '{"type":"gaussian","noise_multiplier":1.0} ' + G,
+        '{"type":"gaussian","noise_multiplier":1.0,}',
+        '{"type":"repeat","event":' + G + ',"count":1.0}',
+        '{"type":"repeat","event":' + G + ',"count":0}',
+        '{"type":"repeat","event":' + G + ',"count":1' + "0" * 5000 + "}",
+        '{"type":"repeat","event":[' + G + '],"count":2}',
+        '{"type":"compose","events":[]}',
+        '{"type":"compose","events":' + G + "}",
+        '{"type":"compose","events":[null]}',
+        '{"type":"poisson","sample_rate":1.5,"event":' + G + "}",
+        "[" * 100_000,
+        '{"type":"repeat","count":1,"event":' * 5000,
+    ],
+)
+def test_text_that_is_not_exactly_one_event_is_refused(text: str) -> None:
+    with pytest.raises(InvalidEvent):
+        parse(text)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps),
+    )
+)
+def test_arbitrary_text_is_refused_with_our_error_and_no_other(text: str | bytes) -> None:
+    with pytest.raises(InvalidEvent):
+        parse(text)
+
+
+@given(events, st.data())
+def test_one_changed_character_is_another_event_or_refused(
+    event: Event, data: st.DataObject
+) -> None:
+    text = dump(event)
+    position = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:position] + data.draw(st.characters(codec="utf-8")) + text[position + 1 :]
+    try:
+        found = parse(changed)
+    except InvalidEvent:
+        return
+    assert parse(dump(found)) == found
+
+
+def test_depth_is_limited_when_building_and_when_reading() -> None:
+    event: Event = Gaussian(noise_multiplier=1.0)
+    for _ in range(MAX_DEPTH - 1):
+        event = Repeat(event=event, count=1)
+    assert parse(dump(event)) == event
+    with pytest.raises(InvalidEvent, match="deep"):
+        Repeat(event=event, count=1)
+    with pytest.raises(InvalidEvent, match="deep"):
+        parse('{"type":"repeat","count":1,"event":' + dump(event) + "}")
+
+
+def test_size_is_limited_when_building_and_when_reading() -> None:
+    leaf = Gaussian(noise_multiplier=1.0)
+    fits = Compose(events=(leaf,) * (MAX_NODES - 1))
+    assert parse(dump(fits)) == fits
+    with pytest.raises(InvalidEvent, match="nodes"):
+        Compose(events=(leaf,) * MAX_NODES)
+    with pytest.raises(InvalidEvent, match="nodes"):
+        parse('{"type":"compose","events":[' + ",".join([G] * MAX_NODES) + "]}")
+
+
+def test_leaves_multiply_counts_and_merge_equal_events() -> None:
+    g, h = Gaussian(noise_multiplier=1.0), Gaussian(noise_multiplier=2.0)
+    tree = Compose(
+        events=(g, Repeat(event=Compose(events=(g, h)), count=3), Repeat(event=h, count=2))
+    )
+    assert dict(leaves(Repeat(event=tree, count=5))) == {g: 20, h: 25}
+
+
+def test_a_poisson_sample_at_rate_one_is_everybody() -> None:
+    g = Gaussian(noise_multiplier=1.0)
+    assert leaves(Poisson(sample_rate=1, event=g)) == ((g, 1),)
+
+
+def test_adjacency_has_three_names_and_no_default() -> None:
+    assert {a.value for a in Adjacency} == {"add-remove", "zero-out", "replace-one"}
+    with pytest.raises(InvalidParameter):
+        Adjacency.of("neighbouring")
+
+
+def test_every_error_has_the_packages_root() -> None:
+    import accounting.errors as errors
+
+    for name in errors.__all__:
+        cls = getattr(errors, name)
+        assert issubclass(cls, AccountingError | UserWarning)
