@@ -90,21 +90,25 @@ def _plain(label: str) -> str:
     return f" {kept}" if kept.startswith("_") else kept
 
 
-def _lines(axes: Axes, series: Sequence[_Series], *, middle: str) -> None:
-    for one in series:
-        colour, dash, marker = one.style
-        axes.plot(
-            one.rounds,
-            one.high if middle == "high" else one.mean,
-            color=colour,
-            linestyle=dash,
-            marker=marker,
-            markersize=4,
-            markevery=max(1, len(one.rounds) // 12),
-            label=one.label,
+def _line(axes: Axes, one: _Series, values: Sequence[float]) -> None:
+    colour, dash, marker = one.style
+    axes.plot(
+        one.rounds,
+        values,
+        color=colour,
+        linestyle=dash,
+        marker=marker,
+        markersize=4,
+        markevery=max(1, len(one.rounds) // 12),
+        label=one.label,
+    )
+
+
+def _band(axes: Axes, one: _Series) -> None:
+    if one.low != one.high:
+        axes.fill_between(
+            one.rounds, one.low, one.high, color=one.style[0], alpha=0.18, linewidth=0
         )
-        if middle == "mean" and one.low != one.high:
-            axes.fill_between(one.rounds, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _finish(axes: Axes, title: str, *, legend: bool = False) -> None:
@@ -127,7 +131,9 @@ def _note(axes: Axes, text: str) -> None:
 
 def _accuracy(axes: Axes, tree: RunTree) -> None:
     series = list(_series(tree, lambda record: record.accuracy))
-    _lines(axes, series, middle="mean")
+    for one in series:
+        _line(axes, one, one.mean)
+        _band(axes, one)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     _mark_lost_rounds(axes, tree)
     if not series:
@@ -154,8 +160,8 @@ def _mark_lost_rounds(axes: Axes, tree: RunTree) -> None:
 
 def _epsilon(axes: Axes, tree: RunTree) -> None:
     series = list(_series(tree, lambda record: record.epsilon))
-    # The largest seed, not their mean: each run's guarantee has to hold by itself.
-    _lines(axes, series, middle="high")
+    for one in series:
+        _line(axes, one, one.high)  # not the mean: each run's guarantee has to hold by itself
     targets = {row.target_epsilon for row in tree.rows} - {None}
     for target in targets:
         if target is not None:
@@ -181,17 +187,18 @@ def _tops(series: Sequence[_Series]) -> Iterator[float]:
 
 
 def _survivors(axes: Axes, tree: RunTree) -> None:
-    series = list(_series(tree, lambda record: record.survivors))
-    _lines(axes, series, middle="mean")
+    for one in _series(tree, lambda record: record.survivors):
+        _line(axes, one, one.low)  # the smallest crowd that an update was hidden in
     cohort = max((r.cohort for run in tree.runs for r in run.rounds), default=0)
     axes.set_ylim(0, max(1, cohort) * 1.1)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, f"Clients in the sum (cohort: {cohort})")
+    _finish(axes, f"Clients in the sum (fewest over seeds, of {cohort})")
 
 
 def _bytes(axes: Axes, tree: RunTree) -> None:
     series = list(_series(tree, lambda record: record.bytes_up_per_client))
-    _lines(axes, series, middle="mean")
+    for one in series:
+        _line(axes, one, one.mean)
     axes.set_ylim(0, max(1.0, *_tops(series)) * 1.1 if series else 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
     _finish(axes, "Upload per client and round")
