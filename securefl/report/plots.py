@@ -168,7 +168,7 @@ def _epsilon(axes: Axes, tree: RunTree) -> None:
             axes.axhline(target, color=_INK, linestyle=(0, (6, 4)), linewidth=1)
             axes.annotate(
                 f"target {target:g}",
-                (0.01, target),
+                (0.6, target),  # where no concave curve passes just above its own target
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 3),
                 textcoords="offset points",
