@@ -222,8 +222,7 @@ class SecAggServer:
         if kind is MessageType.ABORT:
             return self._on_abort(u, parsed.body, digest)
         row = server_row(self._phase)
-        here = len(SERVER_PHASES) if row is None else _ORDER[row.accepts]
-        if _ORDER.get(kind, here + 1) < here:
+        if self._closed(kind):
             return [ClientDropped(client=u, phase=str(self._phase), reason=Reason.LATE)]
         if row is None or kind is not row.accepts:
             raise self._unexpected(u, f"{kind.name} in phase {self._phase}")
@@ -238,6 +237,11 @@ class SecAggServer:
         self._accepted[kind, u] = digest
         self._replied.add(u)
         return []
+
+    def _closed(self, kind: MessageType) -> bool:
+        """Whether the phase that collects this type of message is over."""
+        collects = [r.accepts for r in SERVER_PHASES if self._config.adversary in r.then]
+        return kind in collects[: len(self._U)]
 
     def _attribute(self, frame: Frame, kind: MessageType, sender: ClientId | None) -> ClientId:
         """The client whose frame of this session it is."""
