@@ -114,3 +114,17 @@ def test_a_source_that_runs_dry_is_noticed():
             rounding=Rounding.STOCHASTIC,
             random_bytes=lambda n: b"abc",
         )
+
+
+def test_float_error_never_carries_a_value_past_the_last_step():
+    # 1.1 * (Q / 1.1) is a little more than Q in float64; a coin of zero would round it up to Q + 1.
+    C, Q = 1.1, 2**32 - 5
+    assert C * (Q / C) > Q
+    steps = to_steps(
+        np.array([C, -C]),
+        clip_norm=C,
+        resolution=Q,
+        rounding=Rounding.STOCHASTIC,
+        random_bytes=bytes,
+    )
+    assert steps.tolist() == [Q, -Q]

@@ -363,7 +363,7 @@ def test_weights_can_be_set(softmax, records):
     assert trainer.train(model.vector(), round_index=0).weight == 3
 
 
-def test_private_measurements_do_not_print(softmax, records):
+def test_an_update_and_its_measurements_do_not_print(softmax, records):
     x, y = records()
     model = softmax()
     update = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.1, epochs=1).train(
@@ -371,6 +371,7 @@ def test_private_measurements_do_not_print(softmax, records):
     )
     assert "loss" in update.metrics
     assert "loss" not in repr(update)
+    assert "values" not in repr(update)
 
 
 def test_workers_use_one_thread():
