@@ -773,6 +773,8 @@ def _translated(path: Path) -> Iterator[None]:
     """SQLite's errors as ours: the file cannot be used now, or cannot be trusted."""
     try:
         yield
+    except UnicodeDecodeError as error:  # by the driver, of a damaged text or schema
+        raise BrokenChain(f"{path} is damaged: {error}", entry=None) from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         if code in _NOT_DAMAGED:
