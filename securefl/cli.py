@@ -207,18 +207,9 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
             f"{summary['protocol']} ({summary['fidelity']})"
         )
     )
-    table.add_column("mode")
-    for name in (
-        "target ε",
-        "ε spent",
-        "accuracy",
-        "worst seed",
-        "seeds",
-        "drops",
-        "kB up/client",
-        "CPU s",
-    ):
-        table.add_column(name, justify="right")
+    table.add_column("mode", no_wrap=True)
+    for name in ("ε target", "ε spent", "accuracy", "worst", "seeds", "drops", "kB up", "CPU s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary["rows"]:
         table.add_row(
             row["mode"],
@@ -233,6 +224,9 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         )
     output = Console()
     output.print(table)
+    output.print(
+        "accuracy: mean of the seeds, and the worst; kB up: sent by one client in a whole run."
+    )
     private = [row for row in summary["rows"] if row["epsilon"] is not None]
     if private:
         output.print(

@@ -135,10 +135,10 @@ class EncodedTransport:
         present = tuple(clients)
         alive = self.plan.alive(round_index, present)
         senders = self.plan.senders(round_index, present)
-        if any(alive[phase] < self.threshold for phase in PHASES[:3]):
+        if any(alive[phase] < self.threshold for phase in PHASES[:2]):
             return _nothing(frozenset())
         vectors = {client: input_of(client) for client in senders}
-        if alive[PHASES[3]] < self.threshold:
+        if any(alive[phase] < self.threshold for phase in PHASES[2:]):
             return _nothing(frozenset(senders))
         total = sum_encoded(list(vectors.values()))
         return TransportReport(
