@@ -213,12 +213,12 @@ class SecAggServer:
         u = self._attribute(parsed, kind, sender)
         digest = sha256(frame)
         first = self._accepted.get((kind, u))
-        if first is not None:
-            if hmac.compare_digest(first, digest) or kind is MessageType.ABORT:
-                return []
-            return [ClientEquivocated(client=u, phase=str(self._phase))]
+        if first is not None and hmac.compare_digest(first, digest):
+            return []
         if self._phase is Phase.ABORTED:
             raise self._unexpected(u, f"{kind.name} after the session was aborted")
+        if first is not None and kind is not MessageType.ABORT:
+            return [ClientEquivocated(client=u, phase=str(self._phase))]
         if kind is MessageType.ABORT:
             return self._on_abort(u, parsed.body, digest)
         row = server_row(self._phase)

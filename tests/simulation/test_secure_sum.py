@@ -1,0 +1,177 @@
+"""``secure_sum`` against plain big-integer sums, a count of who is alive, and misuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.simulation.secure_sum import default_threshold, secure_sum
+from securefl.wire import HEADER_BYTES, decode_frame
+
+PHASES = ["advertise_keys", "share_keys", "masked_input_collection", "unmasking"]
+THREE = {1: [1], 2: [2], 3: [3]}
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> dict[str, Any]:
+    bits = draw(st.integers(1, 64))
+    n = draw(st.integers(3, 12))
+    ids = draw(st.lists(st.integers(-(10**20), 10**20), min_size=n, max_size=n, unique=True))
+    m = draw(st.sampled_from([0, 1, 2, 5]))
+    top = (1 << bits) - 1
+    entry = st.one_of(st.sampled_from([0, top]), st.integers(0, top))
+    vectors = {c: draw(st.lists(entry, min_size=m, max_size=m)) for c in ids}
+    gone = draw(st.lists(st.sampled_from(ids), unique=True, max_size=n // 3 + 1))
+    when = {c: draw(st.sampled_from(PHASES)) for c in gone}
+    threshold = draw(st.one_of(st.none(), st.integers(3, n)))
+    return {"bits": bits, "vectors": vectors, "when": when, "threshold": threshold}
+
+
+@given(sums())
+@settings(max_examples=100)
+def test_the_sum_is_the_plain_sum_over_those_who_stayed_or_below_threshold(case: Any) -> None:
+    vectors, when, bits = case["vectors"], case["when"], case["bits"]
+    n = len(vectors)
+    threshold = case["threshold"] or 2 * n // 3 + 1
+    left, lost, stayed = set(vectors), None, set()
+    for phase in PHASES:
+        left = {c for c in left if when.get(c) != phase}
+        if len(left) < threshold and lost is None:
+            lost = (phase, len(left))
+        if phase == "masked_input_collection":
+            stayed = set(left)
+    drop = {p: [c for c, w in when.items() if w == p] for p in PHASES}
+    try:
+        result = secure_sum(vectors, drop=drop, threshold=case["threshold"], bits=bits)
+    except BelowThreshold as error:
+        assert (error.phase, error.had) == lost
+        assert error.needed == threshold
+        return
+    assert lost is None
+    plain = [
+        sum(column) % (1 << bits) for column in zip(*(vectors[c] for c in stayed), strict=True)
+    ]
+    assert result.sum.dtype == np.uint64
+    assert result.sum.tolist() == plain
+    assert result.survivors == tuple(sorted(stayed))
+    assert set(result.bytes_up) == set(result.bytes_down) == set(vectors)
+    assert result.total_bytes_up == sum(result.bytes_up.values())
+    assert result.total_bytes_down == sum(result.bytes_down.values())
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda v: np.array(v, dtype=np.int8)])
+def test_lists_tuples_and_arrays_are_equal(kind: Any) -> None:
+    result = secure_sum({c: kind([c, 2 * c]) for c in (1, 2, 3)}, bits=8)
+    assert result.sum.tolist() == [6, 12]
+
+
+def test_numpy_scalars_are_integers() -> None:
+    result = secure_sum({np.int64(c): [np.uint8(c)] for c in (1, 2, 3)})
+    assert result.sum.tolist() == [6]
+
+
+def test_the_default_threshold_is_two_thirds_and_one() -> None:
+    assert [default_threshold(n) for n in (3, 4, 5, 6, 10, 100)] == [3, 3, 4, 5, 7, 67]
+
+
+def test_the_server_never_sees_an_input_or_the_sum_of_a_part() -> None:
+    """The same inputs twice: the masked inputs share no word, and are not the inputs."""
+    vectors = {c: [7] * 64 for c in range(4)}
+    seen = []
+    for _ in range(2):
+        result = secure_sum(vectors)
+        bodies = [
+            bytes(decode_frame(r.frame).body)
+            for r in result.transcript
+            if r.phase == "masked_input_collection" and r.direction == "up"
+        ]
+        assert len(bodies) == 4
+        seen += [body[i : i + 4] for body in bodies for i in range(0, 256, 4)]
+    assert len(set(seen)) >= len(seen) - 1  # 512 random words: two equal ones once in 30000 runs
+    assert (7).to_bytes(4, "little") not in seen
+
+
+def test_the_transcript_tells_who_sent_what_in_the_callers_ids() -> None:
+    result = secure_sum({-4: [1], 70: [2], 10**12: [3]})
+    up = [r for r in result.transcript if r.direction == "up"]
+    down = [r for r in result.transcript if r.direction == "down"]
+    assert {r.sender for r in up} == {-4, 70, 10**12} == {r.recipient for r in down}
+    assert {r.recipient for r in up} == {"server"} == {r.sender for r in down}
+    assert len(up) == 12
+    assert len(down) == 9
+    assert {r.phase for r in result.transcript} == set(PHASES)
+    for client in (-4, 70, 10**12):
+        assert result.bytes_up[client] == sum(len(r.frame) for r in up if r.sender == client)
+        assert result.bytes_down[client] == sum(len(r.frame) for r in down if r.recipient == client)
+    assert all(len(r.frame) >= HEADER_BYTES for r in result.transcript)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "arguments", "what"),
+    [
+        ({1: [1], 2: [1.0], 3: [1]}, {}, "client 2, index 0: expected an integer, found 1.0"),
+        ({1: [1], 2: [0, True], 3: [1]}, {}, "client 2, index 1: expected an integer, found True"),
+        (
+            {1: [1], 2: [4], 3: [1]},
+            {"bits": 2},
+            r"client 2, index 0: value 4 is not in 0\.\.2\^2-1",
+        ),
+        ({1: [1], 2: [-1], 3: [1]}, {}, "client 2, index 0: value -1"),
+        ({1: [1], 2: np.array([0, -1]), 3: [1]}, {}, "client 2, index 1: value -1"),
+        ({1: [1], 2: np.array([0, 9]), 3: [1]}, {"bits": 3}, "client 2, index 1: value 9"),
+        ({1: [1], 2: np.array([1.0]), 3: [1]}, {}, "client 2: expected a one-dimensional array"),
+        ({1: [1], 2: np.array([True]), 3: [1]}, {}, "client 2: expected a one-dimensional array"),
+        ({1: [1], 2: np.array([[1]]), 3: [1]}, {}, "client 2: expected a one-dimensional array"),
+        ({1: [1], 2: "1", 3: [1]}, {}, "client 2: expected a list, tuple or array"),
+        ({1: [1], 2: {1}, 3: [1]}, {}, "client 2: expected a list, tuple or array"),
+        ({1: [1], 2: [1, 2], 3: [1]}, {}, "client 1 has 1 entries, client 2 has 2"),
+        ({1: [1], 2: [1]}, {}, "at least 3 clients, found 2"),
+        ({}, {}, "at least 3 clients, found 0"),
+        ([[1], [2], [3]], {}, "expected a mapping|must be a mapping"),
+        ({"a": [1], 2: [1], 3: [1]}, {}, "client ids must be integers, found 'a'"),
+        ({True: [1], 2: [1], 3: [1]}, {}, "client ids must be integers, found True"),
+        (THREE, {"bits": 0}, r"bits must be an integer in 1\.\.64, found 0"),
+        (THREE, {"bits": 65}, "bits"),
+        (THREE, {"bits": 8.0}, "bits"),
+        (THREE, {"threshold": 2}, r"threshold must be an integer in 3\.\.3, found 2"),
+        (THREE, {"threshold": 4}, "threshold"),
+        (THREE, {"protocol": "magic"}, "protocols .*'secagg'.*found 'magic'"),
+        (THREE, {"adversary": "active"}, "semi-honest"),
+        (THREE, {"adversary": "nobody"}, "semi-honest"),
+        (THREE, {"drop": {"lunch": [1]}}, "unknown phase 'lunch'; possible are .*unmasking"),
+        (THREE, {"drop": {"consistency_check": [1]}}, "unknown phase"),
+        (THREE, {"drop": {"unmasking": [9]}}, r"clients \[9\].*clients are \[1, 2, 3\]"),
+    ],
+)
+def test_misuse_is_refused_with_the_client_the_index_and_the_value(
+    vectors: Any, arguments: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=what):
+        secure_sum(vectors, **arguments)
+
+
+def test_a_lost_round_names_the_phase_and_the_numbers() -> None:
+    vectors = {c: [c] for c in range(10)}
+    with pytest.raises(BelowThreshold) as caught:
+        secure_sum(vectors, drop={"share_keys": [0, 1], "unmasking": [2, 3]})
+    assert (caught.value.needed, caught.value.had, caught.value.phase) == (7, 6, "unmasking")
+    assert "no sum was opened" in str(caught.value)
+
+
+def test_it_loads_neither_torch_nor_anything_of_training() -> None:
+    code = (
+        "import sys\n"
+        "from securefl.simulation.secure_sum import secure_sum\n"
+        "secure_sum({1: [1], 2: [2], 3: [3]})\n"
+        "bad = {'torch', 'opacus', 'flwr', 'scipy', 'securefl.training', 'securefl.encoding',\n"
+        "       'accounting', 'pydantic'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
