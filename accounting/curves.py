@@ -253,9 +253,9 @@ def _whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
         highest = int(orders.values[[*orders.small, *orders.whole]].max())
-        k: _Long = np.arange(2, highest + 1, dtype=np.longdouble)
-        two_variance = 2 * np.longdouble(s) * np.longdouble(s)
-        shared = k * np.log(np.longdouble(q)) + _log_expm1(k * (k - 1) / two_variance)
+        k, pairs = _pairs(highest)
+        per_pair = 1 / (2 * np.longdouble(s) * np.longdouble(s))
+        shared = k * np.log(np.longdouble(q)) + _log_expm1(pairs * per_pair)
         log_not_q = np.log1p(-np.longdouble(q))
         if orders.small.size:
             log_binomials, rest = _binomial_rows(
@@ -270,6 +270,13 @@ def _whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
                 part = part.astype(np.float64)
             terms = log_binomials + rest * rest.dtype.type(log_not_q) + part
             log_a[index] = _log_one_plus_sum(terms)[0]
+
+
+@lru_cache(maxsize=64)
+def _pairs(highest: int) -> tuple[_Long, _Long]:
+    """Both k and k(k-1), for k = 2..highest."""
+    k: _Long = np.arange(2, highest + 1, dtype=np.longdouble)
+    return k, k * (k - 1)
 
 
 def _log_expm1(x: _Long) -> _Long:
@@ -349,23 +356,39 @@ def _log_expectation(q: float, s: float, a: Floats) -> Floats:
     """The log of A at real orders by the trapezoid rule on [-9.5 s, max(a) + 9.5 s].
 
     The integrand is analytic for abs(Im w) < pi s^2, so with step min(s/3, s^2/2) the rule's error
-    is about e^-39 of the integrand's size.
+    is about e^-39 of the integrand's size. Where A is near 1 it is found from A - 1, for log A
+    rises with the order: if the largest order is near 1, so are all.
     """
     step = min(s / 3, s * s / 2)
-    w = np.arange(-9.5 * s, float(a.max()) + 9.5 * s + step, step)
+    w = np.arange(-9.5 * s, float(a[-1]) + 9.5 * s + step, step)
     log_weight = -(w * w) / (2 * s * s) + math.log(step / (s * math.sqrt(2 * math.pi)))
     y = (2 * w - 1) / (2 * s * s)
     with np.errstate(over="ignore", under="ignore"):
         # g: log of the bracket, so that A = E[e^{a g}] and E[e^g] = 1.
         g = np.where(y < 700, np.log1p(q * np.expm1(np.minimum(y, 700.0))), y + math.log(q))
-        exponent = a[:, None] * g
-        exponent += log_weight
-        top = exponent.max(axis=1, keepdims=True)
-        result: Floats = top[:, 0] + np.log(np.exp(exponent - top).sum(axis=1))
-    small = result < 0.3
-    if small.any():
-        result[small] = _log1p_excess(a[small], g, log_weight)
+        result = _log_mean_power(a[-1:], g, log_weight)
+        if result[0] >= 0.3:
+            result = np.append(_log_mean_power(a[:-1], g, log_weight), result)
+        else:
+            result = np.zeros(len(a))
+        near_one = result < 0.3
+        if near_one.any():
+            result[near_one] = _log1p_excess(a[near_one], g, log_weight)
     return result
+
+
+def _log_mean_power(a: Floats, g: Floats, log_weight: Floats) -> Floats:
+    """The log of E[e^{a g}] per order, stable where it is large."""
+    exponent = a[:, None] * g
+    exponent += log_weight
+    top: Floats = exponent.max(axis=1, initial=-math.inf)
+    np.subtract(exponent, top[:, None], out=exponent)
+    log_mean: Floats = top + np.log(np.exp(exponent, out=exponent).sum(axis=1))
+    return log_mean
+
+
+_TAYLOR = np.arange(2.0, 15.0)
+_FACTORIALS = np.cumprod(np.append(1.0, _TAYLOR))[1:]
 
 
 def _log1p_excess(a: Floats, g: Floats, log_weight: Floats) -> Floats:
@@ -378,24 +401,21 @@ def _log1p_excess(a: Floats, g: Floats, log_weight: Floats) -> Floats:
     order = a[:, None]
     ag = order * g
     weight = np.exp(log_weight)
-    series = np.zeros_like(ag)
-    power = np.where(np.abs(g) < 0.1, g, 0.0)
-    term = power.copy()
-    log_order = np.log(order)
-    for k in range(2, 15):
-        term = term * power / k
-        series += np.expm1((k - 1) * log_order) * term
-    with np.errstate(over="ignore", under="ignore"):
-        large = ag > 30
-        plain = np.expm1(np.minimum(ag, 30.0)) - order * np.expm1(np.minimum(g, 30.0))
-        moderate = np.where(np.abs(ag) < 0.1, order * series, plain) * weight
+    moderate = np.expm1(np.minimum(ag, 30.0)) - order * np.expm1(np.minimum(g, 30.0))
+    small = np.where(np.abs(g) < 0.1, g, 0.0)
+    powers = np.cumprod(np.broadcast_to(small, (14, len(g))), axis=0)[1:] / _FACTORIALS[:, None]
+    series = (order * np.expm1(np.log(order) * (_TAYLOR - 1))) @ powers
+    np.copyto(moderate, series, where=np.abs(ag) < 0.1)
+    moderate *= weight
+    large = ag > 30
+    if large.any():
         huge = (
             np.exp(np.where(large, ag + log_weight, -np.inf))
             - order * np.exp(np.where(large, g + log_weight, -np.inf))
             - (1 - order) * weight
         )
-        excess = np.where(large, huge, moderate).sum(axis=1)
-    log_a: Floats = np.log1p(np.maximum(excess, 0.0))
+        np.copyto(moderate, huge, where=large)
+    log_a: Floats = np.log1p(np.maximum(moderate.sum(axis=1), 0.0))
     return log_a
 
 

@@ -567,7 +567,10 @@ class Ledger:
         row = self._live().execute("SELECT seq, head FROM meta WHERE id = 0").fetchone()
         if row is None:
             raise BrokenChain(f"{self._path} has lost its head", entry=None)
-        return Head(sequence=row[0], hash=row[1])
+        try:
+            return Head(sequence=row[0], hash=row[1])
+        except InvalidParameter as error:
+            raise BrokenChain(f"{self._path} has a damaged head: {error}", entry=None) from error
 
     def _catch_up(self) -> None:
         """Checks and admits every entry behind the known head, inside a transaction."""
@@ -674,9 +677,8 @@ class Ledger:
             connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
         )
         if found != _SCHEMA:
-            different = sorted(
-                name for name in found | _SCHEMA if found.get(name) != _SCHEMA.get(name)
-            )
+            names = found.keys() | _SCHEMA.keys()  # a damaged name need not be text
+            different = sorted(repr(n) for n in names if found.get(n) != _SCHEMA.get(n))
             raise BrokenChain(
                 f"{self._path} has other tables or triggers than a ledger: {different}", entry=None
             )
