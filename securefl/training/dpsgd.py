@@ -137,8 +137,8 @@ class DPSGD:
         learning_rate: positive; acts on the sum over q n.
         momentum: torch's momentum in [0, 1), afresh each round. It is post-processing.
         random_bytes: source of sample and noise.
-        weight: integer weight to ask for. n/N is refused by design: equal weights keep the
-            sensitivity fixed.
+        weight: integer weight to ask for; a public number, never one that depends on the records'
+            contents. Equal by default.
         chunk: most records whose gradients are held at once. A batch larger than that is
             accumulated in chunks of clipped sums; q is not affected.
 
