@@ -17,7 +17,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -84,10 +84,10 @@ class Dataset:
     """
 
     name: DatasetName
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    x: NDArray[np.float32] = field(repr=False)
+    y: NDArray[np.int64] = field(repr=False)
     classes: int
-    groups: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
     feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

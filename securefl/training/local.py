@@ -199,8 +199,8 @@ class LocalSGD:
     """
 
     model: FlatModel
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    x: NDArray[np.float32] = field(repr=False)
+    y: NDArray[np.int64] = field(repr=False)
     client: int
     learning_rate: float
     seed: int = 0
@@ -288,8 +288,8 @@ class FullGradient:
     """
 
     model: FlatModel
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    x: NDArray[np.float32] = field(repr=False)
+    y: NDArray[np.int64] = field(repr=False)
     client: int
     reduction: Reduction
     chunk: int = 4096

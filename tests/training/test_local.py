@@ -363,12 +363,13 @@ def test_weights_can_be_set(softmax, records):
     assert trainer.train(model.vector(), round_index=0).weight == 3
 
 
-def test_an_update_and_its_measurements_do_not_print(softmax, records):
+def test_records_updates_and_measurements_do_not_print(softmax, records):
     x, y = records()
     model = softmax()
-    update = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.1, epochs=1).train(
-        model.vector(), round_index=0
-    )
+    trainer = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.1, epochs=1)
+    full = FullGradient(model=model, x=x, y=y, client=0, reduction="sum")
+    assert "array" not in repr(trainer) + repr(full)
+    update = trainer.train(model.vector(), round_index=0)
     assert "loss" in update.metrics
     assert "loss" not in repr(update)
     assert "values" not in repr(update)
