@@ -28,9 +28,9 @@ from securefl.protocols.machine import ClientMachine, Event, Outbound, ServerMac
 from securefl.round import SERVER, AggregateSum, ClientId, SurvivorSets
 from securefl.simulation.network import Envelope, InMemoryNetwork
 
-__all__ = ["InputPhase", "Refused", "SessionRecord", "SessionResult", "run_session"]
+__all__ = ["INPUT_PHASE", "Refused", "SessionRecord", "SessionResult", "run_session"]
 
-InputPhase = "masked_input_collection"
+INPUT_PHASE = "masked_input_collection"
 """The phase in which inputs leave the clients."""
 
 Inputs: TypeAlias = Mapping[ClientId, RingVector] | Callable[[ClientId], RingVector]
@@ -163,6 +163,7 @@ class _Driver:
     compute_for_dropped: bool
     record: SessionRecord
     gone: set[ClientId] = field(default_factory=set)
+    lost_inputs: set[ClientId] = field(default_factory=set)
 
     def check(self) -> None:
         """Refuses what cannot run, before anything is sent."""
@@ -266,8 +267,11 @@ class _Driver:
 
     def _lose_input(self, u: ClientId) -> None:
         """The client that vanished with its input computed and not sent."""
-        vanished_here = u in self.drops.get(InputPhase, frozenset())
-        if self.compute_for_dropped and vanished_here and self.server.phase == InputPhase:
+        vanished_here = u in self.drops.get(INPUT_PHASE, frozenset())
+        if not self.compute_for_dropped or not vanished_here or u in self.lost_inputs:
+            return
+        if self.server.phase == INPUT_PHASE:
+            self.lost_inputs.add(u)
             self._input_of(u)
 
     def _input_of(self, u: ClientId) -> RingVector:

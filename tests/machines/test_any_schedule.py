@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError, SecureFLError
@@ -90,7 +90,6 @@ def oracle(ids: list[int], fates: dict[int, tuple[str, str]], alive: int) -> tup
 
 
 @given(cases())
-@settings(max_examples=150)
 def test_the_sum_is_over_u3_or_the_round_is_below_threshold(case: dict) -> None:
     ids, fates, alive = list(case["vectors"]), case["fates"], case["alive"]
     server, clients, config = machines(case["n"], alive, case["m"], case["b"], case["layout"])
@@ -193,7 +192,6 @@ def test_random_and_mutated_bytes_raise_errors_of_the_tree_only(
 
 
 @given(st.data())
-@settings(max_examples=80)
 def test_tampered_sessions_end_in_the_right_sum_or_an_error(data: st.DataObject) -> None:
     """A hostile wire changes any frames it likes. There is no third outcome but a right sum."""
     n, m, b = 5, 3, 16

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError
@@ -35,7 +35,6 @@ def sums(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(sums())
-@settings(max_examples=100)
 def test_the_sum_is_the_plain_sum_over_those_who_stayed_or_below_threshold(case: Any) -> None:
     vectors, when, bits = case["vectors"], case["when"], case["bits"]
     n = len(vectors)
