@@ -174,3 +174,20 @@ def test_it_loads_neither_torch_nor_anything_of_training() -> None:
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hundred_clients_leave_whenever_they_like(seed: int) -> None:
+    schedule = np.random.default_rng(seed)
+    n, m, bits = 100, 1000, int(schedule.integers(1, 65))
+    top = (1 << bits) - 1
+    vectors = {c: [int(x) & top for x in schedule.integers(0, 1 << 62, size=m)] for c in range(n)}
+    gone = [int(c) for c in schedule.permutation(n)[:33]]
+    cuts = sorted(int(x) for x in schedule.integers(0, 34, size=3))
+    pieces = [gone[a:b] for a, b in zip([0, *cuts], [*cuts, 33], strict=True)]
+    result = secure_sum(vectors, drop=dict(zip(PHASES, pieces, strict=True)), bits=bits)
+    stayed = set(range(n)) - set(gone[: cuts[2]])
+    assert result.survivors == tuple(sorted(stayed))
+    plain = [sum(vectors[c][i] for c in stayed) % (1 << bits) for i in range(m)]
+    assert result.sum.tolist() == plain

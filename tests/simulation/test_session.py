@@ -198,12 +198,33 @@ def test_impossible_sessions_are_refused_before_anything_is_sent() -> None:
     assert not network.bytes_up
 
 
+def documented_bytes(n: int, m: int, b: int) -> tuple[int, int]:
+    """Up and down per client, nobody dropped (docs/explanation/secure-aggregation.md)."""
+    P = n - 1
+    up = 340 + 92 * P + -(-m * b // 8) + -(-P // 8)
+    return up, 188 + 68 * n + 72 * P + 2 * -(-P // 8)
+
+
 def test_a_session_costs_the_documented_bytes() -> None:
-    """Up 340 + 92P + ⌈mb/8⌉ + ⌈P/8⌉ and down 188 + 68n + 72P + 2⌈P/8⌉ per client, P = n - 1."""
     server, clients = build()
     result = run_session(server, clients, vector)
-    P, m, b = N - 1, 2, 16
-    up = 340 + 92 * P + -(-m * b // 8) + -(-P // 8)
-    down = 188 + 68 * N + 72 * P + 2 * -(-P // 8)
+    up, down = documented_bytes(N, 2, 16)
     assert set(result.bytes_up.values()) == {up}
     assert set(result.bytes_down.values()) == {down}
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "b", "paper", "ours"),
+    [
+        (1 << 10, 1 << 20, 26, 1.73, 1.7386),
+        (1 << 14, 1 << 24, 30, 1.98, 1.9885),
+        (1 << 14, 1 << 20, 30, 3.62, 3.6906),
+    ],
+)
+def test_the_expansion_over_plain_16_bit_inputs_is_close_to_the_papers(
+    n: int, m: int, b: int, paper: float, ours: float
+) -> None:
+    """Bonawitz et al. 2017 print the first number; ours adds headers and the seed commitment."""
+    expansion = sum(documented_bytes(n, m, b)) / (2 * m)
+    assert round(expansion, 4) == ours
+    assert ours - paper < 0.08

@@ -246,8 +246,8 @@ class SecAggServer:
     def _attribute(self, frame: Frame, kind: MessageType, sender: ClientId | None) -> ClientId:
         """The client whose frame of this session it is."""
         u = frame.sender
-        if sender not in (None, u):
-            raise self._unexpected(sender or u, f"a frame that claims to come from {u}")
+        if sender is not None and sender != u:
+            raise self._unexpected(sender, f"a frame that claims to come from {u}")
         if u not in self._config.cohort:
             raise self._unexpected(u, "a frame of a client that is not in the cohort")
         config = self._config

@@ -111,6 +111,9 @@ def test_a_frame_under_a_false_name_is_refused(secagg: Any) -> None:
     with pytest.raises(UnexpectedMessage) as caught:
         bench.server.receive(out.frame, TWO)
     assert caught.value.culprits == (2,)
+    with pytest.raises(UnexpectedMessage) as caught:
+        bench.server.receive(out.frame, ClientId(0))
+    assert caught.value.culprits == (0,)
     assert not bench.server.receive(out.frame, ONE)
 
 
