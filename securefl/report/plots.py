@@ -126,6 +126,8 @@ def _finish(axes: Axes, title: str, *, legend: bool = False) -> None:
 
 
 def _note(axes: Axes, text: str) -> None:
+    """Words in place of a plot: an empty grid with arbitrary numbers would look like data."""
+    axes.set_axis_off()
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10)
 
 
@@ -178,7 +180,6 @@ def _epsilon(axes: Axes, tree: RunTree) -> None:
         axes.set_ylim(bottom=0, top=1.12 * max([*filter(None, targets), *_tops(series)]))
     else:
         _note(axes, "no row adds noise:\nthere is no finite epsilon")
-        axes.set_yticks([])
     _finish(axes, "Spent ε (largest over clients and seeds)")
 
 
@@ -197,10 +198,14 @@ def _survivors(axes: Axes, tree: RunTree) -> None:
 
 def _bytes(axes: Axes, tree: RunTree) -> None:
     series = list(_series(tree, lambda record: record.bytes_up_per_client))
-    for one in series:
-        _line(axes, one, one.mean)
-    axes.set_ylim(0, max(1.0, *_tops(series)) * 1.1 if series else 1.0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    top = max([0.0, *_tops(series)])
+    if top:
+        for one in series:
+            _line(axes, one, one.mean)
+        axes.set_ylim(0, top * 1.1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    else:
+        _note(axes, "no bytes were sent")
     _finish(axes, "Upload per client and round")
 
 

@@ -213,7 +213,19 @@ def test_each_panel_is_well_formed_and_follows_the_theme(sweep: Any) -> None:
 
 def test_without_noise_the_epsilon_panel_says_so(tree: Any) -> None:
     tree.row("none", None, accuracy=0.9, epsilon=None)
-    assert "there is no finite epsilon" in plot_svgs(read_tree(tree.write()))["epsilon"]
+    panel = plot_svgs(read_tree(tree.write()))["epsilon"]
+    assert "there is no finite epsilon" in panel
+    assert "0.5" not in re.findall(r">([^<>]+)</text>", panel)
+    assert "round" not in re.findall(r">([^<>]+)</text>", panel)
+
+
+def test_without_a_protocol_the_bytes_panel_says_so_and_shows_no_numbers(sweep: Any) -> None:
+    for lines in sweep.metrics.values():
+        for line in lines:
+            line.update(bytes_up=0, bytes_down=0, bytes_up_per_client=0, bytes_down_per_client=0)
+    panel = plot_svgs(read_tree(sweep.write()))["bytes"]
+    assert "no bytes were sent" in panel
+    assert "0 B" not in panel
 
 
 def test_the_same_files_give_the_same_page(sweep: Any) -> None:
