@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -202,13 +203,16 @@ def _write_report(out: Path) -> Path | None:
 
 def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
     table = Table(
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
         title=(
             f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
             f"{summary['protocol']} ({summary['fidelity']})"
         )
     )
     table.add_column("mode", no_wrap=True)
-    for name in ("ε target", "ε spent", "accuracy", "worst", "seeds", "drops", "kB up", "CPU s"):
+    for name in ("target ε", "ε", "accuracy", "worst", "seeds", "drops", "kB up", "CPU s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["rows"]:
         table.add_row(
