@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 
 from securefl.errors import ConfigurationError
 from securefl.report import write_report
@@ -209,6 +210,24 @@ def test_each_panel_is_well_formed_and_follows_the_theme(sweep: Any) -> None:
     assert "target 8" in panels["epsilon"]
     assert "local DP, ε ≤ 3" in panels["accuracy"]
     assert "round without a sum" in panels["accuracy"]
+
+
+def test_epsilon_is_drawn_at_its_largest_and_the_crowd_at_its_smallest_over_seeds(
+    sweep: Any,
+) -> None:
+    sweep.metrics["local-dp-8-s1"][0]["epsilon"] = 1.0
+    sweep.metrics["local-dp-8-s1"][1]["epsilon"] = 5.0
+    sweep.metrics["local-dp-8-s2"][1]["survivors"] = 7
+    tree = read_tree(sweep.write())
+
+    def drawn(panel: str) -> list[float]:
+        axes = Figure().subplots()
+        PANELS[panel](axes, tree)
+        (line,) = [x for x in axes.get_lines() if x.get_label() == "local DP, ε ≤ 8"]
+        return [float(value) for value in line.get_ydata()]
+
+    assert drawn("epsilon") == [7.98765 / 4, 5.0, 7.98765 * 3 / 4, 7.98765]
+    assert drawn("survivors") == [9, 7, 0, 9]
 
 
 def test_without_noise_the_epsilon_panel_says_so(tree: Any) -> None:
