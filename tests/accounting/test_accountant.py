@@ -235,6 +235,7 @@ def exact_delta(mu: float, eps: float) -> mp.mpf:
 @given(st.floats(0.01, 30), st.floats(1e-12, 0.5))
 def test_the_exact_epsilon_solves_balle_and_wang(mu: float, delta: float) -> None:
     eps = gaussian_epsilon(mu, delta)
+    assert gaussian_delta(mu, eps) <= delta  # rounded to the safe side
     at = float(exact_delta(mu, eps))
     assert at <= delta * (1 + 1e-9)
     if eps > 0:

@@ -143,9 +143,11 @@ def _kill_and_check(path: Path, seed: int, known: dict[str, str]) -> None:
     child = _start(path, "killed", seed)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
-    time.sleep(random.Random(seed).uniform(0.0, 0.06))
+    rng = random.Random(seed)
+    lines = [child.stdout.readline() for _ in range(rng.randint(1, 40))]
+    time.sleep(rng.uniform(0.0, 0.004))
     child.kill()
-    for line in child.communicate()[0].splitlines():
+    for line in lines + child.communicate()[0].splitlines():
         parts = line.split()
         if len(parts) == 2:  # the last line may be torn
             known[parts[1]] = parts[0]
