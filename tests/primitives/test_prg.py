@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,18 +131,33 @@ def test_a_forked_child_never_repeats_the_parents_randomness() -> None:
 
 
 def test_threads_never_get_the_same_bytes() -> None:
+    """Both threads meet at the moment when the buffer is used up and the cipher is asked."""
     random = SecureRandom()
+    random.random_bytes(16)
+
+    class Slow:
+        def __init__(self, stream: object) -> None:
+            self.stream = stream
+
+        def update(self, data: bytes) -> bytes:
+            time.sleep(0.05)
+            return self.stream.update(data)
+
+    random._stream = Slow(random._stream)
     found: list[bytes] = []
+    start = threading.Barrier(2)
 
     def take() -> None:
-        found.extend(random.random_bytes(16) for _ in range(300))
+        start.wait()
+        found.append(random.random_bytes(70_000))
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
+    threads = [threading.Thread(target=take) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 1200
+    blocks = [piece[i : i + 16] for piece in found for i in range(0, 70_000 - 15, 16)]
+    assert len(set(blocks)) == len(blocks)
 
 
 def test_secure_random_can_be_neither_shown_nor_copied() -> None:
