@@ -124,3 +124,11 @@ def test_no_corruption_is_accepted_only_when_said_on_both_sides(n: int, D: int) 
     with pytest.raises(ConfigurationError, match="assume_no_corruption"):
         check_config(config)
     check_config(config, assume_no_corruption=True)
+
+
+def test_at_least_two_honest_inputs_are_in_every_sum() -> None:
+    """Only with own shares can n_min = t = A + 1 happen: a single honest input would be opened."""
+    threat = ThreatModel(corrupt=2, dropped=2)
+    with pytest.raises(ConfigurationError, match="two honest inputs"):
+        SecAggParams.complete(5, threat, t=3, n_min=3, layout=Layout.ALL)
+    assert SecAggParams.complete(5, threat, t=3, n_min=4, layout=Layout.ALL).n_min == 4
