@@ -78,7 +78,7 @@ def _ceil_ticks(cost: float, *, numerator: int, shift: int) -> int | None:
     if not cost < MAX_TICKS / TICKS_PER_UNIT / 2:
         return None
     top, bottom = cost.as_integer_ratio()
-    return max(1, -(-(top * TICKS_PER_UNIT * numerator) // (bottom << shift)))
+    return -(-(top * TICKS_PER_UNIT * numerator) // (bottom << shift))  # rounded up: at least 1
 
 
 def spent_epsilon(ticks: int, *, delta: float, order: float) -> float:

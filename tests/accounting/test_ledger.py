@@ -235,6 +235,23 @@ def test_a_plan_calibrated_for_a_ledger_can_be_carried_out_in_it(
         assert not ledger.fits(leaf)
 
 
+def test_epsilon_uses_the_declared_order_where_it_is_the_better_one(
+    tmp_path: Path, header: LedgerHeader, evidence: Evid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order 8000 is beyond the accountant's grid, which ends at 4096."""
+    faint = Gaussian(noise_multiplier=8000.0)
+    tiny = replace(header, epsilon=0.003, order=8000.0, plan=digest(faint))
+    with Ledger.create(tmp_path / "tiny.ledger", tiny) as ledger:
+        ledger.settle(ledger.reserve(faint, round=1, key="a"), faint, evidence)
+        found = ledger.epsilon()
+        assert found.order == 8000.0
+        assert found.value < ledger.accountant().epsilon(tiny.delta).value
+        at_order = ledger.accountant().epsilon_at(8000.0, tiny.delta).value
+        assert at_order <= found.value <= min(at_order + 1e-9, tiny.epsilon)
+        monkeypatch.setattr("accounting.ledger.spent_epsilon", lambda *_, **__: 0.003 + 1e-15)
+        assert ledger.epsilon().value == tiny.epsilon  # the budget's meaning, not its last bit
+
+
 def test_notes_are_kept_and_mark_injected_randomness_for_good(ledger: Ledger) -> None:
     ledger.note("operator: resumed after maintenance")
     assert ledger.randomness is Randomness.SYSTEM
@@ -315,9 +332,15 @@ def test_what_is_no_ledger_is_not_opened_and_not_changed(tmp_path: Path) -> None
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE entry (x)")
         connection.commit()
-    for path in (empty, text, other, tmp_path):
+    expected = {
+        empty: (LedgerUnavailable, "no accounting ledger"),
+        other: (LedgerUnavailable, "no accounting ledger"),
+        tmp_path: (LedgerUnavailable, "no ledger"),
+        text: (BrokenChain, "not a database"),
+    }
+    for path, (error, message) in expected.items():
         before = path.read_bytes() if path.is_file() else b""
-        with pytest.raises((LedgerUnavailable, BrokenChain)):
+        with pytest.raises(error, match=message):
             Ledger.open(path)
         assert not path.is_file() or path.read_bytes() == before
 
@@ -444,7 +467,7 @@ def _flips(path: Path, intact: bytes, offsets: range) -> tuple[int, int]:
 
 
 def _written(ledger: Ledger, release: Gaussian, evidence: Evid) -> tuple[bytes, list[int]]:
-    """A closed file with three rounds, and the offsets of its entries' texts and hashes."""
+    """A closed file with three rounds; offsets of its texts and of every copy of its hashes."""
     for index in range(3):
         ledger.settle(ledger.reserve(release, round=index, key=f"k{index}"), CHEAP, evidence)
     rows = ledger._live().execute("SELECT body, hash FROM entry").fetchall()
@@ -453,8 +476,10 @@ def _written(ledger: Ledger, release: Gaussian, evidence: Evid) -> tuple[bytes, 
     where: list[int] = []
     for text, hash_ in rows:
         for part in (text.encode(), hash_):
-            start = intact.index(part)
-            where.extend(range(start, start + len(part)))
+            start = intact.find(part)
+            while start >= 0:
+                where.extend(range(start, start + len(part)))
+                start = intact.find(part, start + 1)
     return intact, where
 
 
