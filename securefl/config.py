@@ -80,8 +80,9 @@ class DataConfig(_Section):
     name: Literal["digits", "breast-cancer", "mnist", "heart-disease"]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of records held out; ignored by data sets that come with a test set (mnist)."""
-    split_seed: SeedInt = 0
-    """Seed of the train/test split: the same for every run of a sweep."""
+    split_seed: SeedInt | None = None
+    """Seed of the train/test split; default: the run's own seed, so that the mean over seeds is
+    also one over splits (a single small test set can be two points too easy or too hard)."""
 
 
 class PartitionConfig(_Section):

@@ -66,7 +66,7 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("training.rounds=1.5", "rounds"),
         ("training.rounds=true", "rounds"),
         ("training.learning_rate=nan", "learning_rate"),
-        ("training.local_epochs=1", "not both"),
+        ("training.local_steps=1", "not both"),
         ("local_dp.delta=0", "delta"),
         ("local_dp.delta=1.0", "delta"),
         ("local_dp.sample_rate=1.01", "sample_rate"),

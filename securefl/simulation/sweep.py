@@ -12,6 +12,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,8 @@ def run_sweep(
             configuration.
         DataNotFound: if the data set is not there.
     """
-    dataset = load(
-        config.data.name,
-        data_dir,
-        seed=config.data.split_seed,
-        test_fraction=config.data.test_fraction,
-    )
+    dataset_of = _loader(config, data_dir)
+    dataset = dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
     _claim(config, out, resume=resume)
     results: list[RunResult] = []
     for spec in config.runs():
@@ -70,7 +67,12 @@ def run_sweep(
             results.append(RunResult(spec=spec, stopped=summary["stopped"], summary=summary))
             continue
         engine = Engine(
-            config, spec, folder, dataset=dataset, on_round=on_round, should_stop=should_stop
+            config,
+            spec,
+            folder,
+            dataset=dataset_of(spec.seed),
+            on_round=on_round,
+            should_stop=should_stop,
         )
         result = engine.run(resume=resume and folder.exists())
         if result.stopped == "interrupted":
@@ -80,6 +82,19 @@ def run_sweep(
     content = json.dumps(summary, indent=2, allow_nan=False)
     write_durably(out / SUMMARY, content.encode() + b"\n")
     return summary
+
+
+def _loader(config: RunConfig, data_dir: Path | None) -> Callable[[int], TrainTest]:
+    """The data set as split for a run's seed; every split is read once."""
+    fixed = config.data.split_seed
+
+    @lru_cache(maxsize=4)
+    def split(seed: int) -> TrainTest:
+        return load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+
+    # MNIST brings its own test set, the same for every seed.
+    same = fixed if fixed is not None else (0 if config.data.name == "mnist" else None)
+    return lambda seed: split(seed if same is None else same)
 
 
 def load_stored_config(out: Path) -> RunConfig:

@@ -20,7 +20,8 @@ from securefl.training.data import TrainTest, load
 
 SMALL = (
     "training.rounds=3",
-    "training.local_steps=2",
+    "training.local_epochs=1",
+    "training.batch_size=128",
     "local_dp.steps_per_round=2",
     "partition.clients=5",
     "sweep.epsilons=[8.0]",
@@ -242,10 +243,19 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 def test_every_choice_of_the_configuration_runs_and_learns(
     tmp_path: Path, digits: TrainTest, override: str
 ) -> None:
-    settings = config(override, "training.batch_size=16", "training.local_steps=6")
+    settings = config("training.batch_size=16", override)
     result = run(settings, tmp_path / "run", digits)
     assert result.stopped == "rounds"
     assert result.summary["accuracy"] > 0.2
+
+
+def test_a_number_of_steps_may_take_the_place_of_epochs(tmp_path: Path, digits: TrainTest) -> None:
+    tree = json.loads(config().to_json())
+    tree["training"] |= {"local_epochs": None, "local_steps": 4, "rounds": 2}
+    settings = RunConfig.model_validate_json(json.dumps(tree))
+    result = run(settings, tmp_path / "run", digits)
+    assert result.summary["rounds"] == 2
+    assert result.summary["accuracy"] > 0.5
 
 
 def test_weights_travel_only_inside_the_masked_vector(tmp_path: Path, digits: TrainTest) -> None:
