@@ -209,7 +209,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         title=(
             f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
             f"{summary['protocol']} ({summary['fidelity']})"
-        )
+        ),
     )
     table.add_column("mode", no_wrap=True)
     for name in ("target ε", "ε", "accuracy", "worst", "seeds", "drops", "kB up", "CPU s"):

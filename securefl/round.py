@@ -250,13 +250,14 @@ class ThreatModel:
 class SurvivorSets:
     """Who was still there, one set per closed phase: U1 ⊇ U2 ⊇ U3 ⊇ U4 ⊇ U5, each ascending.
 
+    A phase that is not closed yet has None.
+
     Attributes:
         U1: their AdvertiseKeys was accepted.
         U2: their EncryptedShares too; masks exist only towards U2.
         U3: their MaskedInput too: **whose inputs are in the sum**.
         U4: their SurvivorSignature too (semi-honest: equal to U3).
         U5: their UnmaskShares too.
-        A phase that is not closed yet has None.
 
     Raises:
         ConfigurationError: if a set is not contained in the one before, or set after a gap.

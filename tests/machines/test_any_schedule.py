@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securefl.errors import BelowThreshold, ConfigurationError, SecureFLError
+from securefl.errors import BelowThreshold, ConfigurationError, Equivocation, SecureFLError
 from securefl.modular import RingVector, ring_dtype
 from securefl.protocols.machine import Outbound
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
@@ -24,7 +24,7 @@ from securefl.simulation.network import (
     drop,
     duplicate,
 )
-from securefl.simulation.session import SessionRecord, run_session
+from securefl.simulation.session import Refused, SessionRecord, run_session
 
 PHASES = ["advertise_keys", "share_keys", "masked_input_collection", "unmasking"]
 CONTEXT = bytes(32)
@@ -193,15 +193,18 @@ def test_random_and_mutated_bytes_raise_errors_of_the_tree_only(
 
 @given(st.data())
 def test_tampered_sessions_end_in_the_right_sum_or_an_error(data: st.DataObject) -> None:
-    """A hostile wire changes any frames it likes. There is no third outcome but a right sum."""
+    """A hostile wire changes all but two kinds of frames: a right sum, or an error.
+
+    A changed MaskedInput is a changed input, which nothing can detect. A changed ShareDelivery
+    tells a client another U2, so its masks do not cancel: see the next test.
+    """
     n, m, b = 5, 3, 16
     server, clients, config = machines(n, 3, m, b, Layout.OTHERS)
     rate = data.draw(st.sampled_from([5, 20]))
     changed: set[ClientId] = set()
 
     def hostile(envelope: Envelope) -> list[Delivery] | None:
-        # Masked inputs are left alone: a changed y_u is a changed input, which nothing can detect.
-        if envelope.direction is Direction.UP and envelope.phase == "masked_input_collection":
+        if envelope.phase == "masked_input_collection":
             return None
         if data.draw(st.integers(0, rate)):
             return None
@@ -225,6 +228,36 @@ def test_tampered_sessions_end_in_the_right_sum_or_an_error(data: st.DataObject)
     plain = [sum(vectors[u][i] for u in U3) % config.modulus for i in range(m)]
     assert result.aggregate.vector.values.tolist() == plain
     assert changed or tuple(clients) == U3
+
+
+def test_a_client_that_was_told_another_u2_notices_and_says_so() -> None:
+    """The limit of the semi-honest version, pinned: frames of the server must arrive unchanged.
+
+    Client 14 is shown client 13 in U2 in the place of client 12. Its masks towards 12 are missing,
+    so the sum is noise. The client finds out from the survivor list and aborts, but the others can
+    open the sum without it.
+    """
+    server, clients, config = machines(5, 3, 1, 16, Layout.OTHERS)
+
+    def another_u2(envelope: Envelope) -> list[Delivery] | None:
+        delivery = envelope.direction is Direction.DOWN and envelope.recipient == 14
+        if not delivery or envelope.phase != "masked_input_collection":
+            return None
+        raw = bytearray(envelope.frame)
+        assert raw[60] == 0b0111  # of its peers 10, 11, 12, 13 the last one is missing
+        raw[60] = 0b1011
+        return [Delivery(frame=bytes(raw))]
+
+    inputs = {u: RingVector.zeros(1, config.modulus) for u in clients}
+    network = InMemoryNetwork(policies=[another_u2])
+    record = SessionRecord()
+    drops = {"share_keys": [ClientId(13)]}
+    result = run_session(server, clients, inputs, network=network, drops=drops, record=record)
+    (refused,) = [e for e in record.events if isinstance(e, Refused)]
+    assert refused.by == 14
+    assert isinstance(refused.error, Equivocation)
+    assert clients[ClientId(14)].phase == "aborted"
+    assert 14 in result.aggregate.survivors
 
 
 def test_the_server_is_never_the_sender_of_a_clients_frame() -> None:
