@@ -164,13 +164,14 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=quiet and not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=total)
+        task = bar.add_task("starting", total=total, visible=False)
 
         def on_round(line: Mapping[str, Any]) -> None:
             epsilon = "" if line["epsilon"] is None else f", epsilon {line['epsilon']:.2f}"
             bar.update(
                 task,
                 completed=_position(settings, line),
+                visible=True,
                 description=(
                     f"{line['mode']} {line['target_epsilon'] or ''} seed {line['seed']}: "
                     f"accuracy {line['accuracy']:.1%}{epsilon}"

@@ -522,6 +522,12 @@ def _heart_features(
 # ---------------------------------------------------------------- files
 
 
+_FIRST_FILE = {
+    "mnist": "train-images-idx3-ubyte.gz",
+    "heart_disease": "processed.cleveland.data",
+}
+
+
 def _folder(data_dir: str | Path | None, name: str) -> Path:
     """The folder of one data set under the data directory."""
     root = data_dir if data_dir is not None else os.environ.get(DATA_VARIABLE)
@@ -530,9 +536,11 @@ def _folder(data_dir: str | Path | None, name: str) -> Path:
             f"no data folder given: pass data_dir (--data) or set {DATA_VARIABLE} to the folder "
             f"that contains {name}/"
         )
-    folder = Path(root) / name
+    folder = Path(root).absolute() / name
     if not folder.is_dir():
-        raise DataNotFound(f"folder {folder} does not exist; expected the files of {name} there")
+        raise DataNotFound(
+            f"folder {folder} does not exist; expected {_FIRST_FILE[name]} and its companions in it"
+        )
     return folder
 
 
