@@ -69,8 +69,10 @@ class RingVector:
 
     def __post_init__(self) -> None:
         dtype = ring_dtype(self.modulus)
-        if not isinstance(self.values, np.ndarray) or self.values.dtype != dtype:
-            found = getattr(self.values, "dtype", type(self.values).__name__)
+        # No subclass: a masked array, for one, would leave its masked entries without a mask.
+        if type(self.values) is not np.ndarray or self.values.dtype != dtype:
+            found = type(self.values).__name__
+            found = f"{self.values.dtype} array" if found == "ndarray" else found
             raise ConfigurationError(
                 f"values modulo {self.modulus} must be {dtype.__name__}, found {found}"
             )
@@ -93,7 +95,16 @@ class RingVector:
         Raises:
             ConfigurationError: if an integer lies outside [-m/2, m/2): it would wrap.
         """
-        signed = np.asarray(integers, dtype=np.int64)
+        given = np.asarray(integers)
+        if given.size and given.dtype.kind not in "iu":
+            raise ConfigurationError(
+                f"expected integers within 64 bits, found {given.dtype}; encode floats first"
+            )
+        if given.dtype.kind == "u" and given.size and int(given.max()) > np.iinfo(np.int64).max:
+            raise ConfigurationError(
+                f"integers up to {int(given.max())} do not fit modulus {modulus}"
+            )
+        signed = given.astype(np.int64)
         if signed.size:
             low, high = int(signed.min()), int(signed.max())
             if low < -(modulus // 2) or high >= modulus - modulus // 2:

@@ -75,3 +75,20 @@ def test_equality_needs_the_same_ring() -> None:
     assert vector([1], 16) == vector([1], 16)
     assert vector([1], 16) != vector([1], 32)
     assert vector([1], 16) != [1]
+
+
+@pytest.mark.parametrize("given_values", [[1.5, -2.0], [2**70], [True], ["1"], [None]])
+def test_only_integers_within_64_bits_become_ring_elements(given_values: list[object]) -> None:
+    with pytest.raises(ConfigurationError):
+        RingVector.from_signed(given_values, modulus=1 << 32)
+
+
+def test_an_unsigned_value_beyond_63_bits_is_refused_and_not_taken_for_a_negative_one() -> None:
+    with pytest.raises(ConfigurationError, match="do not fit"):
+        RingVector.from_signed(np.array([2**64 - 1], dtype=np.uint64), modulus=1 << 64)
+
+
+def test_array_subclasses_are_refused() -> None:
+    masked = np.ma.array([1, 2], mask=[0, 1], dtype=np.uint32)
+    with pytest.raises(ConfigurationError, match="MaskedArray"):
+        RingVector(masked, 1 << 32)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
 from securefl.protocols.secagg.client import SecAggClient
-from securefl.protocols.secagg.params import SecAggParams
+from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
 from securefl.protocols.secagg.server import SecAggServer
 from securefl.round import SERVER, ClientId, Cohort, Layout, RoundId, ThreatModel
 from securefl.simulation.network import Direction
@@ -52,7 +52,7 @@ class TranscriptRecord:
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SecureSum:
     """The sum and how it came about.
 
@@ -65,7 +65,7 @@ class SecureSum:
 
     sum: NDArray[np.uint64]
     survivors: tuple[int, ...]
-    transcript: tuple[TranscriptRecord, ...]
+    transcript: tuple[TranscriptRecord, ...] = field(repr=False)
     bytes_up: dict[int, int]
     bytes_down: dict[int, int]
 
@@ -129,8 +129,7 @@ def secure_sum(
             f"this version implements the adversaries {_ADVERSARIES} (a server that follows the "
             f"protocol), found {adversary!r}"
         )
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 64:
-        raise ConfigurationError(f"bits must be an integer in 1..64, found {bits!r}")
+    bits = _whole("bits", bits, least=1, most=64)
     outside = _client_ids(vectors)
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
     params = _params(len(outside), threshold)
@@ -153,7 +152,11 @@ def secure_sum(
     )
     server = SecAggServer(config)
     drops = _drops(drop, inside, server.phases)
-    clients = {u: SecAggClient(u, config, context_digest=_CONTEXT) for u in config.cohort}
+    # The caller chose the threshold for all clients, so none of them has a policy of its own.
+    policy = ClientPolicy(gamma=0)
+    clients = {
+        u: SecAggClient(u, config, context_digest=_CONTEXT, policy=policy) for u in config.cohort
+    }
     result = run_session(server, clients, ring, drops=drops)
 
     def name(u: ClientId) -> int | Literal["server"]:
@@ -185,7 +188,7 @@ def _client_ids(vectors: Mapping[int, Vector]) -> list[int]:
             f"vectors must be a mapping from client id to vector, found {type(given).__name__}"
         )
     for c in vectors:
-        if isinstance(c, bool | np.bool_) or not isinstance(c, int | np.integer):
+        if not _is_id(c):
             raise ConfigurationError(f"client ids must be integers, found {c!r}")
     if len(vectors) < 3:
         raise ConfigurationError(
@@ -195,13 +198,25 @@ def _client_ids(vectors: Mapping[int, Vector]) -> list[int]:
     return sorted(vectors)
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _params(n: int, threshold: int | None) -> SecAggParams:
     """The strongest parameters with this many alive: t = threshold - 1, any t - 1 may collude."""
-    alive = default_threshold(n) if threshold is None else threshold
-    if isinstance(alive, bool) or not isinstance(alive, int) or not 3 <= alive <= n:
-        raise ConfigurationError(f"threshold must be an integer in 3..{n}, found {alive!r}")
+    wanted = default_threshold(n) if threshold is None else threshold
+    alive = _whole("threshold", wanted, least=3, most=n)
     threat = ThreatModel(corrupt=alive - 2, dropped=n - alive)
     return SecAggParams.complete(n, threat, t=alive - 1, n_min=alive, layout=Layout.OTHERS)
+
+
+def _whole(name: str, value: object, *, least: int, most: int) -> int:
+    """An integer of any kind within a range; no bools, no floats."""
+    if not isinstance(value, bool | np.bool_) and isinstance(value, int | np.integer):
+        whole = operator.index(value)
+        if least <= whole <= most:
+            return whole
+    raise ConfigurationError(f"{name} must be an integer in {least}..{most}, found {value!r}")
 
 
 def _drops(
@@ -210,10 +225,21 @@ def _drops(
     phases: tuple[str, ...],
 ) -> dict[str, list[ClientId]]:
     drops: dict[str, list[ClientId]] = {}
-    for phase, ids in (drop or {}).items():
+    given: object = drop  # what arrives at run time may be anything
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"drop must be a mapping from phase to client ids, found {type(given).__name__}"
+        )
+    for phase, who in (drop or {}).items():
         if phase not in phases:
             raise ConfigurationError(f"unknown phase {phase!r}; possible are {list(phases)}")
-        strangers = [c for c in ids if c not in inside]
+        named: object = who
+        if not isinstance(named, Iterable) or isinstance(named, str | bytes):
+            raise ConfigurationError(
+                f"drop[{phase!r}] must be a collection of client ids, found {named!r}"
+            )
+        ids = list(named)  # once: a generator is empty the second time
+        strangers = [c for c in ids if not _is_id(c) or c not in inside]
         if strangers:
             raise ConfigurationError(
                 f"drop[{phase!r}] names clients {strangers[:5]}, who have no vector; "
@@ -231,8 +257,12 @@ def _ring_vector(client: int, vector: Vector, bits: int) -> RingVector:
     """The vector's ring elements; refuses what would have to be rounded or would wrap."""
     modulus = 1 << bits
     dtype = ring_dtype(modulus)
+    if isinstance(vector, np.ma.MaskedArray):
+        raise ConfigurationError(
+            f"client {client}: a masked array has no value where it is masked; fill it first"
+        )
     if isinstance(vector, np.ndarray):
-        if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.integer):
+        if vector.ndim != 1 or vector.dtype.kind not in "iu":
             raise ConfigurationError(
                 f"client {client}: expected a one-dimensional array of integers, "
                 f"found shape {vector.shape} of {vector.dtype}; floats must be encoded first"
@@ -240,7 +270,7 @@ def _ring_vector(client: int, vector: Vector, bits: int) -> RingVector:
         if vector.size and (int(vector.min()) < 0 or int(vector.max()) >= modulus):
             bad = next(i for i, x in enumerate(vector.tolist()) if not 0 <= x < modulus)
             raise _out_of_range(client, bad, int(vector[bad]), bits)
-        return RingVector(vector.astype(dtype), modulus)
+        return RingVector(np.asarray(vector).astype(dtype), modulus)
     if not isinstance(vector, Sequence) or isinstance(vector, str | bytes | bytearray):
         raise ConfigurationError(
             f"client {client}: expected a list, tuple or array of integers, "

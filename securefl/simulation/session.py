@@ -138,6 +138,8 @@ def run_session(
         aggregate = driver.run()
     finally:
         driver.finish_record()
+        for machine in clients.values():
+            machine.abort()  # whoever is not done forgets its secrets; nothing is sent any more
     done = driver.record
     return SessionResult(
         aggregate=aggregate,
@@ -294,4 +296,7 @@ class _Driver:
         return events
 
     def _refused(self, by: ClientId, error: SecureFLError) -> None:
-        self.record.events.append(Refused(by=by, phase=str(self.server.phase), error=error))
+        # Without its traceback, whose frames hold the machine and what it was given.
+        error.__context__ = None
+        kept = error.with_traceback(None)
+        self.record.events.append(Refused(by=by, phase=str(self.server.phase), error=kept))

@@ -191,3 +191,75 @@ def test_a_hundred_clients_leave_whenever_they_like(seed: int) -> None:
     assert result.survivors == tuple(sorted(stayed))
     plain = [sum(vectors[c][i] for c in stayed) % (1 << bits) for i in range(m)]
     assert result.sum.tolist() == plain
+
+
+@pytest.mark.parametrize("n", [3, 20, 21, 45])
+def test_every_threshold_from_three_to_everybody_is_allowed(n: int) -> None:
+    for threshold in (3, n // 2, n):
+        if threshold >= 3:
+            result = secure_sum({i: [i] for i in range(n)}, threshold=threshold)
+            assert result.sum.tolist() == [n * (n - 1) // 2]
+
+
+def test_the_threshold_decides_how_many_may_collude() -> None:
+    # Every t - 1 clients together know nothing; that is the strongest t for this threshold.
+    assert secure_sum_params(10, None) == (7, 6, 5)
+    assert secure_sum_params(10, 9) == (9, 8, 7)
+
+
+def secure_sum_params(n: int, threshold: int | None) -> tuple[int, int, int]:
+    from securefl.simulation.secure_sum import _params
+
+    params = _params(n, threshold)
+    return params.n_min, params.t, params.threat.corrupt
+
+
+def test_a_masked_array_is_refused_because_its_holes_would_go_unmasked() -> None:
+    vectors = {i: np.ma.array([1, 9], mask=[0, 1]) for i in range(3)}
+    with pytest.raises(ConfigurationError, match="client 0: a masked array"):
+        secure_sum(vectors)
+
+
+def test_drop_takes_any_iterable_of_ids_and_generators_only_once() -> None:
+    vectors = {i: [i] for i in range(6)}
+    for ids in ([4, 5], (4, 5), {4, 5}, iter([4, 5]), (c for c in (4, 5)), np.array([4, 5])):
+        result = secure_sum(vectors, drop={"masked_input_collection": ids}, threshold=4)
+        assert result.survivors == (0, 1, 2, 3)
+    with pytest.raises(BelowThreshold):
+        secure_sum(vectors, drop={"masked_input_collection": iter([1, 2, 3])}, threshold=4)
+
+
+@pytest.mark.parametrize(
+    "drop", [{"unmasking": 1}, {"unmasking": None}, {"unmasking": "1"}, [1], 7]
+)
+def test_a_drop_that_is_no_collection_of_ids_is_a_clear_error(drop: Any) -> None:
+    with pytest.raises(ConfigurationError, match="drop"):
+        secure_sum(THREE, drop=drop)
+
+
+@pytest.mark.parametrize("who", [[True], [1.0], [[1]], [4]])
+def test_a_drop_names_clients_by_their_own_ids_only(who: Any) -> None:
+    with pytest.raises(ConfigurationError, match="who have no vector"):
+        secure_sum(THREE, drop={"unmasking": who})
+
+
+def test_numpy_integers_are_integers_everywhere() -> None:
+    result = secure_sum(
+        {np.int64(i): np.array([i], dtype=np.int8) for i in range(3)},
+        threshold=np.int64(3),
+        bits=np.uint8(8),
+    )
+    assert result.sum.tolist() == [3]
+
+
+@pytest.mark.parametrize("kind", ["m8[s]", "f8", "bool", "O", "U1"])
+def test_arrays_that_hold_no_integers_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigurationError, match="client 0"):
+        secure_sum({i: np.zeros(2).astype(kind) for i in range(3)})
+
+
+def test_the_result_prints_short_and_compares_by_identity() -> None:
+    result = secure_sum({i: [i] for i in range(10)})
+    assert len(repr(result)) < 2000
+    assert result == result  # arrays inside must not be compared
+    assert hash(result) == hash(result)

@@ -228,3 +228,16 @@ def test_the_expansion_over_plain_16_bit_inputs_is_close_to_the_papers(
     expansion = sum(documented_bytes(n, m, b)) / (2 * m)
     assert round(expansion, 4) == ours
     assert ours - paper < 0.08
+
+
+def test_a_session_that_breaks_off_leaves_no_client_with_secrets() -> None:
+    server, clients = build()
+
+    def break_off(u: ClientId) -> RingVector:
+        if u == 3:
+            raise KeyboardInterrupt
+        return vector(u)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_session(server, clients, break_off)
+    assert all(client._secrets is None for client in clients.values())

@@ -91,6 +91,10 @@ class _Secrets:
     b_shares: NDArray[np.uint32] | None = None
     s_shares: NDArray[np.uint32] | None = None
 
+    def empty(self) -> None:
+        """Forgets everything."""
+        self.__init__()  # type: ignore[misc]  # all fields have an empty default
+
 
 class SecAggClient:
     """One client's side of one session (sans-IO).
@@ -270,7 +274,7 @@ class SecAggClient:
             out = self._handle(kind, parsed.body)
         except WireError as error:
             malformed = MalformedMessage(f"{kind.name}: {error}", culprits=[SERVER])
-            raise self._fail(malformed) from error
+            raise self._fail(malformed) from error.with_traceback(None)
         except (PeerProtocolError, BelowThreshold) as error:
             raise self._fail(error) from None
         self._accepted[kind] = digest
@@ -508,9 +512,13 @@ class SecAggClient:
         return self._secrets
 
     def _fail(self, error: _F) -> _F:
-        """Ends the session with this error; DONE stays DONE, and nothing is sent any more."""
+        """Ends the session with this error; DONE stays DONE, and nothing is sent any more.
+
+        The traceback up to here goes: its frames hold secrets, and errors are kept and logged.
+        """
         if self._secrets is not None:
             error.outbound = tuple(self._give_up(_REASONS.get(type(error), Reason.MALFORMED)))
+        error.__context__ = error.__traceback__ = None
         return error
 
     def _give_up(self, reason: Reason) -> list[Outbound]:
@@ -520,7 +528,12 @@ class SecAggClient:
         return [self._frame(MessageType.ABORT, Abort(reason=reason).encode(), self._config_digest)]
 
     def _wipe(self) -> None:
-        """Drops every secret; what Python cannot overwrite is left to the garbage collector."""
+        """Drops every secret; what Python cannot overwrite is left to the garbage collector.
+
+        Emptied as well as dropped: a frame or a closure may still hold the container.
+        """
+        if self._secrets is not None:
+            self._secrets.empty()
         self._secrets = None
 
     def __repr__(self) -> str:

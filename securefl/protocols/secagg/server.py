@@ -4,7 +4,10 @@ Bonawitz et al. 2017, figure 4, server's side. The driver decides when a phase e
 (``close_phase()``); a frame after that is discarded and U3 is never reopened, because an input
 that came in late may have its pair masks open already. Masked inputs are added as they arrive, so
 vector memory does not grow with the cohort. Every reconstructed secret is checked against what
-its dealer published: the machine gives the exact sum over U3, or an error, never a wrong sum.
+its dealer published: from clients that follow the protocol, and with its own frames unchanged on
+their way to them, the machine gives the exact sum over U3 or an error. (A frame that was changed
+on the way can make two clients mask towards different peers. The transport must authenticate the
+server.)
 It learns the sum and who took part. It does not make the sum private.
 """
 
@@ -80,7 +83,7 @@ from securefl.round import (
     Usage,
     dst,
 )
-from securefl.wire import Buffer, Frame, add_packed, decode_frame, encode_frame
+from securefl.wire import Buffer, Frame, add_packed, decode_frame, encode_frame, packed_bytes
 
 __all__ = ["SecAggServer"]
 
@@ -294,6 +297,9 @@ class SecAggServer:
         self._ciphertexts[i, i + 1 :] = ciphertexts[i:]
 
     def _on_masked_input(self, u: ClientId, body: Buffer) -> None:
+        expected = packed_bytes(self._config.m, self._config.b)
+        if len(body) != expected:  # before memory for the sum is taken
+            raise WireError(f"expected {expected} bytes of masked input, found {len(body)}")
         if self._total is None:
             self._total = RingVector.zeros(self._config.m, self._config.modulus).values
         add_packed(self._total, body, self._config.b)
@@ -368,7 +374,11 @@ class SecAggServer:
             Phase.MASKED_INPUT_COLLECTION: self._close_masked_input,
             Phase.UNMASKING: self._close_unmasking,
         }
-        out = close[phase](closed)
+        try:
+            out = close[phase](closed)
+        except InvalidShare as error:
+            error.__context__ = None
+            raise error.with_traceback(None) from None  # the inner frames hold secrets
         self._U.append(closed)
         self._replied = set()
         self._phase = next_server_phase(phase, self._config.adversary)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from types import FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from securefl.errors import SecureFLError
+from securefl.errors import InvalidShare, SecureFLError
 from securefl.protocols.secagg.messages import ShareDelivery
 from securefl.round import ClientId
 
@@ -31,6 +31,19 @@ def reachable_bytes(root: object) -> bytes:
             found.append(bytes(item))
         elif isinstance(item, memoryview | np.ndarray):
             found.append(np.asarray(item).tobytes())
+        if isinstance(item, BaseException):
+            stack += [item.__traceback__, item.__cause__, item.__context__]
+        if isinstance(item, TracebackType):
+            stack += [item.tb_frame, item.tb_next]
+            continue
+        if isinstance(item, FrameType):
+            # The test's own frames know the secrets; those of the library must not.
+            if (
+                "securefl" in item.f_globals.get("__name__", "")
+                and "tests" not in item.f_code.co_filename
+            ):
+                stack.append(item.f_locals)
+            continue
         stack.extend(gc.get_referents(item))
     return b"|".join(found)
 
@@ -100,8 +113,10 @@ def test_nothing_is_left_after_an_abort(secagg: Any, phase: str, how: str) -> No
     if how == "abort()":
         client.abort()
     else:
-        with pytest.raises(SecureFLError):
+        with pytest.raises(SecureFLError) as caught:
             client.receive(secagg.edit(bench.inbox[ONE], body=b"?"))
+        # Errors are logged and kept: they must not carry what the machine has forgotten.
+        assert held(caught.value, secrets) == set()
     assert client.phase == "aborted"
     assert held(client, secrets) == set()
 
@@ -127,3 +142,26 @@ def test_ciphertexts_are_freed_at_delivery(secagg: Any) -> None:
     assert bench.server._ciphertexts is None
     first = kept(secagg.body_of(bench.inbox[ONE]), peers=4).ciphertexts[0]
     assert held(bench.server, {"ciphertext": first}) == set()
+
+
+def test_an_error_of_a_content_check_carries_no_secrets(secagg: Any) -> None:
+    bench, secrets = session(secagg, "share_keys")
+    roster = bytearray(secagg.body_of(bench.inbox[ONE]))
+    roster[4:8] = (999).to_bytes(4, "little")
+    with pytest.raises(SecureFLError) as caught:
+        bench.clients[ONE].receive(secagg.edit(bench.inbox[ONE], body=bytes(roster)))
+    assert held(caught.value, secrets) == set()
+
+
+def test_the_servers_error_about_wrong_shares_carries_no_reconstructed_secrets(
+    secagg: Any,
+) -> None:
+    bench, _ = session(secagg, "unmasking")
+    bench.answer()
+    bench.server._unmasking.b.words[0, 1] ^= 1
+    seen = {"share": bench.server._unmasking.b.words[1, 0].tobytes()}
+    assert held(bench.server, seen) == set(seen)
+    with pytest.raises(InvalidShare) as caught:
+        bench.server.close_phase()
+    assert held(caught.value, seen) == set()
+    assert held(bench.server, seen) == set()

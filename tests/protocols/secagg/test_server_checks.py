@@ -417,3 +417,29 @@ def test_the_server_sends_each_client_what_is_addressed_to_it(secagg: Any) -> No
     out = [o for o in bench.server.close_phase() if isinstance(o, Outbound)]
     assert [o.recipient for o in out] == list(bench.clients)
     assert isinstance(bench.server, SecAggServer)
+
+
+def test_a_client_that_left_after_its_keys_cannot_come_back_with_an_input(secagg: Any) -> None:
+    bench = secagg.make(n=5, D=2)
+    bench.start()
+    bench.close()
+    bench.answer(without=[5])  # 5 is in U1, and will not be in U2
+    bench.close()
+    bench.answer()
+    stray = secagg.edit(bench.sent[1, "masked_input_collection"], sender=5)
+    with pytest.raises(UnexpectedMessage) as caught:
+        bench.server.receive(stray, 5)
+    assert caught.value.culprits == (5,)
+    bench.close()
+    assert bench.finish().values.tolist() == bench.plain_sum([1, 2, 3, 4])
+
+
+def test_a_masked_input_of_the_wrong_length_takes_no_memory(secagg: Any) -> None:
+    bench = secagg.make(m=1 << 20, b=64)
+    bench.to("masked_input_collection")
+    bench.answer(without=[1])
+    bench.server._total = None
+    short = secagg.edit(bench.sent[2, "masked_input_collection"], sender=1, body=b"?")
+    (dropped,) = bench.server.receive(short)
+    assert (dropped.client, dropped.reason) == (1, Reason.MALFORMED)
+    assert bench.server._total is None
