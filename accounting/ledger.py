@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -177,6 +178,9 @@ class Ledger:
     def create(cls, path: str | Path, header: LedgerHeader) -> Ledger:
         """Creates the file with its declaration as entry 0.
 
+        It is made under another name and gets its own in one step, complete and synced: at every
+        moment there is either no ledger at ``path`` or one that opens.
+
         Args:
             path: where; nothing may be there yet.
             header: the declaration, fixed for the life of the data.
@@ -185,23 +189,26 @@ class Ledger:
             LedgerUnavailable: if the path exists or cannot be written.
         """
         path = Path(path).absolute()
+        if path.exists():
+            raise _in_the_way(path)
+        making = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            raise LedgerUnavailable(
-                f"{path} exists: open it, a second ledger over the same data hides what was spent"
-            ) from None
+            os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise LedgerUnavailable(f"cannot create {path}: {error}") from error
-        ledger = cls(path, _connect(path))
         try:
-            ledger._write_schema(header)
-            _sync_folder(path.parent)
-        except BaseException:
-            ledger.close()
-            path.unlink()  # nothing was ever promised in it
-            raise
-        return ledger
+            with contextlib.closing(cls(making, _connect(making))) as ledger:
+                ledger._write_schema(header)
+            # Closed, so that nothing is left in the log: the one file is the whole ledger.
+            os.link(making, path)  # unlike a rename, it never replaces what is there
+        except FileExistsError:
+            raise _in_the_way(path) from None
+        except OSError as error:
+            raise LedgerUnavailable(f"cannot create {path}: {error}") from error
+        finally:
+            making.unlink()
+        _sync_folder(path.parent)
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path, expect_head: Head | None = None) -> Ledger:
@@ -660,8 +667,8 @@ class Ledger:
         version = self._pragma("user_version")
         if application != APPLICATION_ID:
             raise LedgerUnavailable(
-                f"{self._path} is no accounting ledger (application id {application}); if its "
-                "creation was interrupted, nothing was ever charged in it and it can be deleted"
+                f"{self._path} is no accounting ledger (application id {application}); if it is "
+                "a copy of one, bring its -wal file along: what it recorded was spent"
             )
         if version != USER_VERSION:
             raise LedgerUnavailable(
@@ -746,6 +753,12 @@ class Ledger:
             requested=requested,
             limit=limit,
         )
+
+
+def _in_the_way(path: Path) -> LedgerUnavailable:
+    return LedgerUnavailable(
+        f"{path} exists: open it, a second ledger over the same data hides what was spent"
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

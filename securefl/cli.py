@@ -8,6 +8,7 @@ interrupted, resumable.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -102,12 +103,7 @@ def train(
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print_summary(summary, out, report)
-    lost = [run["path"] for run in summary["runs"] if run["status"] == "lost-rounds"]
-    if lost:
-        console.print(
-            f"[red]error:[/red] stopped after too many lost rounds: {', '.join(lost)}. "
-            "More clients must stay alive, or aggregation.threshold must be lower"
-        )
+    if _report_stops(summary):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -202,6 +198,32 @@ def _write_report(out: Path) -> Path | None:
     return write_report(out)
 
 
+_STOPS = {
+    "lost-rounds": "too many lost rounds: more clients must stay alive, or "
+    "aggregation.threshold must be lower",
+    "diverged": "the model left the finite numbers: lower the learning rates",
+    "budget": "the budget no longer covers a round (rounds that were cut off stay charged)",
+}
+
+
+def _report_stops(summary: Mapping[str, Any]) -> bool:
+    """Says which runs ended early and why; whether one of them failed."""
+    failed = False
+    for status, why in _STOPS.items():
+        runs = [run["path"] for run in summary["runs"] if run["status"] == status]
+        if runs:
+            # Stopping at the budget is what a budget is for.
+            word = "[yellow]note:[/yellow]" if status == "budget" else "[red]error:[/red]"
+            console.print(f"{word} {', '.join(runs)} stopped early: {why}")
+            failed |= status != "budget"
+    return failed
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Three decimals, never less than what was spent."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+
+
 def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -219,7 +241,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         table.add_row(
             row["mode"],
             "none" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}",
-            "no bound" if row["epsilon"] is None else f"{row['epsilon']:.3f}",
+            "no bound" if row["epsilon"] is None else _rounded_up(row["epsilon"]),
             f"{row['accuracy']:.1%}",
             f"{row['accuracy_min']:.1%}",
             str(len(row["seeds"])),
@@ -254,9 +276,16 @@ def _fail(error: Exception, code: int) -> NoReturn:
 
 
 def _accounting_exit_code(error: AccountingError) -> int:
-    from accounting import BrokenChain, LedgerRolledBack  # noqa: PLC0415  # scipy: load late
+    from accounting import (  # noqa: PLC0415  # scipy: load late
+        BrokenChain,
+        CalibrationError,
+        LedgerRolledBack,
+        LedgerUnavailable,
+    )
 
-    return EXIT_LEDGER if isinstance(error, BrokenChain | LedgerRolledBack) else EXIT_FAILED
+    if isinstance(error, BrokenChain | LedgerRolledBack | LedgerUnavailable):
+        return EXIT_LEDGER
+    return EXIT_USAGE if isinstance(error, CalibrationError) else EXIT_FAILED
 
 
 def main() -> None:
@@ -271,6 +300,8 @@ def main() -> None:
         _fail(error, EXIT_FAILED)
     except accounting.AccountingError as error:
         _fail(error, _accounting_exit_code(error))
+    except OSError as error:
+        _fail(error, EXIT_USAGE)
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "opacus", "sklearn"}:
             raise

@@ -45,6 +45,7 @@ __all__ = [
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 SeedInt = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -113,7 +114,7 @@ class TrainingConfig(_Section):
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
     batch_size: PositiveInt = 64
-    learning_rate: PositiveFloat = 0.1
+    learning_rate: LearningRate = 0.1
     momentum: Momentum = 0.0
     proximal: NonNegativeFloat = 0.0
     """FedProx's mu: pull of every local step towards the round's global model; 0 is FedAvg."""
@@ -140,7 +141,7 @@ class LocalDPConfig(_Section):
     steps_per_round: PositiveInt = 8
     clip_norm: PositiveFloat = 1.0
     """Bound on one record's gradient (L2)."""
-    learning_rate: PositiveFloat = 0.5
+    learning_rate: LearningRate = 0.5
     momentum: Momentum = 0.0
     activation: Literal["relu", "tanh"] = "tanh"
 
@@ -149,7 +150,7 @@ class ServerConfig(_Section):
     """``[server]``: the optimiser that applies the decoded mean update."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: PositiveFloat = 1.0
+    learning_rate: LearningRate = 1.0
     momentum: Momentum = 0.0
 
 
@@ -214,7 +215,9 @@ class RunSpec(_Section):
     @property
     def name(self) -> str:
         """The folder of the run: ``<mode>-<epsilon>-s<seed>``."""
-        epsilon = "inf" if self.target_epsilon is None else f"{self.target_epsilon:g}"
+        target = self.target_epsilon
+        # Every digit: two targets never share a folder, and with it their ledgers.
+        epsilon = "inf" if target is None else repr(target).removesuffix(".0")
         return f"{self.mode.value}-{epsilon}-s{self.seed}"
 
 

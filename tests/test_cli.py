@@ -112,6 +112,24 @@ def test_results_are_never_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
+def test_an_unusable_folder_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = securefl("train", "--preset", "digits", "--out", out, *sets(*FAST))
+        assert done.returncode == 2
+        assert str(out) in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_impossible_target_is_exit_code_2_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = securefl("train", "--preset", "digits", "--out", out, "--set", "sweep.epsilons=[1e-9]")
+    assert done.returncode == 2
+    assert "CalibrationError" in done.stderr
+    assert not out.exists()
+
+
 def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
     for _ in range(1200):
         if path.exists() and len(path.read_text().splitlines()) >= lines:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -53,6 +55,7 @@ from securefl.training.local import (
     LocalSGD,
     Reduction,
     Trainer,
+    TrainingDiverged,
     evaluate,
     limit_threads,
 )
@@ -146,7 +149,8 @@ class RunResult:
 
     Attributes:
         spec: which run it was.
-        stopped: why it ended: ``rounds``, ``budget``, ``lost-rounds`` or ``interrupted``.
+        stopped: why it ended: ``rounds``, ``budget``, ``lost-rounds``, ``diverged`` or
+            ``interrupted``.
         summary: the content of the run's ``summary.json``.
     """
 
@@ -228,6 +232,9 @@ class Engine:
         state = self._restore() if resume else self._begin()
         with ExitStack() as stack:
             participants = self._participants(state, stack)
+            (self.folder / METRICS).touch()
+            # From here on, before anything is trained, the checkpoint knows every ledger.
+            self._save(state, participants)
             stopped = self._rounds(state, participants)
             summary = self._summary(state, participants, stopped)
         np.savez(self.folder / MODEL, allow_pickle=False, vector=state.vector)
@@ -240,9 +247,15 @@ class Engine:
         while state.next_round < self.config.training.rounds:
             if self._should_stop():
                 return "interrupted"
-            outcome = self._round(state, participants)
+            try:
+                outcome = self._round(state, participants)
+            except TrainingDiverged:
+                # Trying again would charge another round for the same end.
+                return "diverged"
             if outcome.status is RoundStatus.BUDGET:
                 return "budget"
+            if not np.isfinite(outcome.vector).all():
+                return "diverged"
             lost = outcome.status is not RoundStatus.OK
             state.vector = outcome.vector
             state.lost_in_a_row = state.lost_in_a_row + 1 if lost else 0
@@ -326,11 +339,26 @@ class Engine:
         if self.plan is None:
             return None
         path = self.folder / LEDGERS / f"client-{client}.sqlite"
+        header = accounting.LedgerHeader(
+            population=f"{self.config.data.name}/client-{client}",
+            unit=UNIT,
+            adjacency=ADJACENCY,
+            epsilon=self.plan.epsilon,
+            delta=self.plan.delta,
+            order=self.plan.order,
+            plan=self.plan.planned,
+        )
         if path.exists():
             head = state.ledger_heads.get(str(client))
             ledger = accounting.Ledger.open(
                 path, expect_head=None if head is None else accounting.Head.parse(head)
             )
+            stack.callback(ledger.close)
+            if ledger.header != header:
+                raise CheckpointError(
+                    f"{path} is the ledger of another plan or client ({ledger.header}); "
+                    f"this run needs {header}"
+                )
             ledger.recover()
         elif str(client) in state.ledger_heads:
             raise accounting.LedgerRolledBack(
@@ -339,19 +367,8 @@ class Engine:
             )
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            ledger = accounting.Ledger.create(
-                path,
-                accounting.LedgerHeader(
-                    population=f"{self.config.data.name}/client-{client}",
-                    unit=UNIT,
-                    adjacency=ADJACENCY,
-                    epsilon=self.plan.epsilon,
-                    delta=self.plan.delta,
-                    order=self.plan.order,
-                    plan=self.plan.planned,
-                ),
-            )
-        stack.callback(ledger.close)
+            ledger = accounting.Ledger.create(path, header)
+            stack.callback(ledger.close)
         return ClientBudget(ledger=ledger, client=client, event=self.plan.round_event)
 
     def _codec_spec(self) -> CodecSpec:
@@ -377,8 +394,7 @@ class Engine:
         participants: Mapping[ClientId, Participant],
     ) -> None:
         begin = time.process_time()
-        self.model.load(state.vector)
-        loss, accuracy = evaluate(self.model, self.dataset.test.x, self.dataset.test.y)
+        loss, accuracy = self._evaluate(state.vector)
         seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
         dropped = self.drops.drops(state.next_round, self._present(outcome))
         line = {
@@ -406,7 +422,15 @@ class Engine:
         path = self.folder / METRICS
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that says this round is done
         self._on_round(line)
+
+    def _evaluate(self, vector: NDArray[np.float32]) -> tuple[float | None, float]:
+        """Test loss (None if it overflows) and accuracy of a model."""
+        self.model.load(vector)
+        loss, accuracy = evaluate(self.model, self.dataset.test.x, self.dataset.test.y)
+        return (loss if math.isfinite(loss) else None), accuracy
 
     def _present(self, outcome: RoundOutcome) -> Sequence[ClientId]:
         return [client for client in self.clients if client not in outcome.refused]
@@ -425,7 +449,7 @@ class Engine:
         self, state: _State, participants: Mapping[ClientId, Participant], stopped: str
     ) -> dict[str, Any]:
         lines = read_metrics(self.folder)
-        last = lines[-1] if lines else {}
+        loss, accuracy = self._evaluate(state.vector)
         summary: dict[str, Any] = {
             "run": self.spec.name,
             "mode": self.spec.mode.value,
@@ -435,8 +459,8 @@ class Engine:
             "status": "ok" if stopped == "rounds" else stopped,
             "rounds": state.next_round,
             "rounds_lost": sum(line["status"] != RoundStatus.OK for line in lines),
-            "accuracy": last.get("accuracy"),
-            "loss": last.get("loss"),
+            "accuracy": accuracy,
+            "loss": loss,
             "epsilon": _largest_epsilon(participants),
             "dropped": sum(sum(line["dropped"].values()) for line in lines),
             "bytes_up_per_client": sum(line["bytes_up_per_client"] for line in lines),
@@ -610,9 +634,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def truncate_metrics(folder: Path, rounds: int) -> None:
     """Drops the lines of rounds that are not part of the checkpoint (they are run again)."""
     path = folder / METRICS
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:rounds]
-        write_durably(path, "".join(lines).encode())
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if len(lines) < rounds:
+        raise CheckpointError(
+            f"{path} has {len(lines)} lines, the checkpoint has {rounds} rounds: "
+            "restore the file that belongs to the checkpoint"
+        )
+    if len(lines) > rounds:
+        write_durably(path, "".join(lines[:rounds]).encode())
 
 
 def _budgets(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,13 @@ import securefl
 from securefl.config import Mode, RunConfig, RunSpec, load_json
 from securefl.errors import CheckpointError
 from securefl.simulation.checkpoint import write_durably
-from securefl.simulation.engine import SUMMARY, Engine, OnRound, RunResult
+from securefl.simulation.engine import SUMMARY, Engine, OnRound, PrivacyPlan, RunResult
 from securefl.training.data import TrainTest, load
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has no flock: there the lock is the user's discipline
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
 
@@ -57,14 +64,35 @@ def run_sweep(
         DataNotFound: if the data set is not there.
     """
     dataset_of = _loader(config, data_dir)
-    dataset = dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
-    _claim(config, out, resume=resume)
+    dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
+    for spec in config.runs():  # an impossible target is found before anything is written
+        if spec.target_epsilon is not None:
+            PrivacyPlan.calibrate(config, spec.target_epsilon)
+    with _claimed(config, out, resume=resume):
+        return _carry_out(
+            config,
+            out,
+            dataset_of,
+            resume=resume,
+            on_round=on_round,
+            should_stop=should_stop,
+        )
+
+
+def _carry_out(
+    config: RunConfig,
+    out: Path,
+    dataset_of: Callable[[int], TrainTest],
+    *,
+    resume: bool,
+    on_round: OnRound,
+    should_stop: Callable[[], bool],
+) -> Mapping[str, Any] | None:
     results: list[RunResult] = []
     for spec in config.runs():
         folder = out / spec.name
         if resume and (folder / SUMMARY).exists():
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            results.append(RunResult(spec=spec, stopped=summary["stopped"], summary=summary))
+            results.append(_finished(spec, folder / SUMMARY))
             continue
         engine = Engine(
             config,
@@ -78,7 +106,7 @@ def run_sweep(
         if result.stopped == "interrupted":
             return None
         results.append(result)
-    summary = _summary(config, dataset, results)
+    summary = _summary(config, dataset_of(config.sweep.seeds[0]), results)
     content = json.dumps(summary, indent=2, allow_nan=False)
     write_durably(out / SUMMARY, content.encode() + b"\n")
     return summary
@@ -112,6 +140,56 @@ def load_stored_config(out: Path) -> RunConfig:
     return load_json(path)
 
 
+def _finished(spec: RunSpec, path: Path) -> RunResult:
+    """A run that an earlier call carried out."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if (summary["run"], summary["target_epsilon"]) == (spec.name, spec.target_epsilon):
+            return RunResult(spec=spec, stopped=summary["stopped"], summary=summary)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    raise CheckpointError(f"{path} belongs to another run than {spec.name}")
+
+
+@contextmanager
+def _claimed(config: RunConfig, out: Path, *, resume: bool) -> Iterator[None]:
+    """``out`` for this process alone, with its configuration written down."""
+    if not resume:
+        _refuse_results(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _claim(config, out, resume=resume)
+        yield
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps a second process away; the lock ends with the process, however it ends."""
+    if fcntl is None or not out.is_dir():
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"another process works in {out}: wait for it, or stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_results(out: Path) -> None:
+    # A *.tmp is a write that was cut off before it became anything.
+    if out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
+        raise CheckpointError(
+            f"{out} is not empty: use --resume to continue what is there, or another folder. "
+            "Nothing was changed; a folder of results holds ledgers of budgets that are spent"
+        )
+
+
 def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
     path = out / CONFIG
     if resume:
@@ -122,12 +200,7 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
                 "changes (securefl train --resume --out DIR needs no configuration)"
             )
         return
-    if out.exists() and any(out.iterdir()):
-        raise CheckpointError(
-            f"{out} is not empty: use --resume to continue what is there, or another folder. "
-            "Nothing was changed; a folder of results holds ledgers of budgets that are spent"
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    _refuse_results(out)  # again, now that nobody else can write
     write_durably(path, config.to_json().encode() + b"\n")
 
 

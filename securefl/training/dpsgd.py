@@ -20,6 +20,7 @@ no codec, no protocol and no other client.
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -285,22 +286,18 @@ class ClientBudget:
         """Whether one more round fits the budget. Asked before training; reserves nothing."""
         return self.ledger.fits(self.event)
 
-    def reserve(self, round_index: int, attempt: int | None = None) -> Ticket:
+    def reserve(self, round_index: int) -> Ticket:
         """Pays for one attempt at a round, before training.
 
-        Args:
-            round_index: the training round.
-            attempt: None starts a new attempt with a ticket of its own: a round that was cut off
-                and is carried out again draws new noise, so it is paid again. A number names the
-                attempt; asking again for a named attempt that is still open pays once.
+        Every call is a new attempt with a ticket of its own: a round that was cut off and is
+        carried out again draws new noise, so it is paid again.
 
         Raises:
             accounting.BudgetExceeded: if it does not fit; nothing was reserved or read.
-            accounting.TicketError: if the named attempt was already released, lost or withheld.
         """
-        # The ledger's next entry number makes a key unique for the life of the ledger.
-        name = f"entry {self.ledger.head.sequence + 1}" if attempt is None else f"attempt {attempt}"
-        key = f"client {self.client} round {round_index} {name}"
+        # A ledger gives one open ticket to all who ask under one key. Two processes must never
+        # agree on a key by chance, for then one charge would pay for two releases.
+        key = f"client {self.client} round {round_index} {secrets.token_hex(16)}"
         return self.ledger.reserve(self.event, round=round_index, key=key)
 
     def released(self, ticket: Ticket, evidence: Evidence | Mapping[str, Any]) -> Head:

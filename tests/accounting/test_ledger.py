@@ -695,3 +695,43 @@ def test_reserving_settling_and_asking_stay_cheap(
         asking = (time.process_time() - start) / 20
     assert each < 0.01
     assert asking < 0.01
+
+
+def test_every_commit_waits_for_the_disk(ledger):
+    assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_new_ledger_is_complete_in_its_one_file(tmp_path, header):
+    with Ledger.create(tmp_path / "a.ledger", header):
+        copy = tmp_path / "copy.ledger"
+        copy.write_bytes((tmp_path / "a.ledger").read_bytes())  # without its -wal file
+    with Ledger.open(copy) as found:
+        assert found.header == header
+
+
+def test_a_creation_that_is_cut_off_leaves_no_half_ledger(tmp_path, header, monkeypatch):
+    def cut_off(*_args):
+        raise KeyboardInterrupt
+
+    for target in ("accounting.ledger.Ledger._write_schema", "accounting.ledger.os.link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                Ledger.create(tmp_path / "a.ledger", header)
+        assert list(tmp_path.iterdir()) == []
+    Ledger.create(tmp_path / "a.ledger", header).close()
+
+
+def test_two_creations_at_once_have_one_winner(tmp_path, header, monkeypatch):
+    link = os.link
+
+    def somebody_was_faster(source, target):
+        Path(target).write_bytes(b"another")
+        link(source, target)
+
+    monkeypatch.setattr("accounting.ledger.os.link", somebody_was_faster)
+    with pytest.raises(LedgerUnavailable, match="exists"):
+        Ledger.create(tmp_path / "a.ledger", header)
+    assert (tmp_path / "a.ledger").read_bytes() == b"another"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ledger"]

@@ -17,6 +17,7 @@ from securefl.errors import CheckpointError, ConfigurationError, DataNotFound
 from securefl.simulation.engine import Engine, RunResult, make_partition, read_metrics
 from securefl.simulation.sweep import load_stored_config, run_sweep
 from securefl.training.data import TrainTest, load
+from securefl.training.local import TrainingDiverged
 
 SMALL = (
     "training.rounds=3",
@@ -338,3 +339,219 @@ def test_missing_data_leaves_no_folder_behind(
     with pytest.raises(DataNotFound):
         run_sweep(load_preset("mnist"), tmp_path / "out", data_dir=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+# -- what a review found -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["sweep.epsilons=[9.0]", "local_dp.delta=1e-4"])
+def test_ledgers_of_another_plan_are_refused(tmp_path: Path, digits: TrainTest, other: str) -> None:
+    run(config(other), tmp_path / "other", digits, index=1, stop_after=0)
+    folder = tmp_path / "run"
+    run(config(), folder, digits, index=1, stop_after=0)
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "ledgers")
+    shutil.copytree(tmp_path / "other" / "ledgers", folder / "ledgers")
+    with pytest.raises(CheckpointError, match="another plan or client"):
+        run(config(), folder, digits, index=1, resume=True)
+
+
+def test_ledgers_of_two_clients_cannot_change_places(tmp_path: Path, digits: TrainTest) -> None:
+    folder = tmp_path / "run"
+    run(config(), folder, digits, index=1, stop_after=0)
+    shutil.rmtree(folder / "checkpoints")
+    first, second = (folder / "ledgers" / f"client-{i}.sqlite" for i in (0, 1))
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with pytest.raises(CheckpointError, match="another plan or client"):
+        run(config(), folder, digits, index=1, resume=True)
+
+
+def test_ledgers_are_known_to_a_checkpoint_before_anything_is_trained(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    folder = tmp_path / "run"
+    run(config(), folder, digits, index=1, stop_after=0)
+    assert not read_metrics(folder)
+    shutil.rmtree(folder / "ledgers")
+    with pytest.raises(accounting.LedgerRolledBack):
+        run(config(), folder, digits, index=1, resume=True)
+
+
+def test_budget_that_is_gone_before_the_first_round_is_a_result_and_not_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config("training.rounds=1", 'sweep.modes=["local-dp"]')
+    out = tmp_path / "out"
+
+    def cut_off(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("securefl.simulation.transports.ProtocolTransport.carry", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(settings, out)
+    summary = run_sweep(settings, out, resume=True)
+    assert summary is not None
+    assert summary["runs"][0]["status"] == "budget"
+    assert summary["rows"][0]["accuracy"] == pytest.approx(0.1, abs=0.05)  # the starting model
+    assert 0 < summary["rows"][0]["epsilon"] <= 8.0
+    write_report = pytest.importorskip(
+        "securefl.report", reason="the report is an extra of its own"
+    ).write_report
+    assert write_report(out).exists()
+
+
+def test_targets_that_differ_in_the_last_digit_have_folders_of_their_own() -> None:
+    settings = config("sweep.epsilons=[3.0, 3.0000001, 2.999996, 0.5]")
+    names = [spec.name for spec in settings.runs()]
+    assert len(set(names)) == len(names) == 5
+    assert names[1] == "local-dp-3-s0"
+    assert names[4] == "local-dp-0.5-s0"
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
+    settings = config('sweep.modes=["none"]')
+    out = tmp_path / "out"
+
+    def intrude() -> bool:
+        with pytest.raises(CheckpointError, match="another process"):
+            run_sweep(settings, out, resume=True)
+        return True
+
+    assert run_sweep(settings, out, should_stop=intrude) is None
+    assert run_sweep(settings, out, resume=True) is not None
+
+
+def test_a_configuration_that_was_cut_off_while_it_was_written_is_no_result(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json.tmp").write_text("{")
+    assert run_sweep(config('sweep.modes=["none"]', "training.rounds=1"), out) is not None
+
+
+@pytest.mark.parametrize("where", ["client", "server"])
+def test_a_diverged_run_ends_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    settings = config('sweep.modes=["local-dp"]')
+
+    def diverge(*_args: object, **_kwargs: object) -> Any:
+        if where == "client":
+            raise TrainingDiverged(client=1, round_index=0, what="the model")
+        return np.full(650, np.inf, dtype=np.float32)
+
+    name = (
+        "training.dpsgd.DPSGD.train"
+        if where == "client"
+        else "training.apply.ServerOptimiser.apply"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(f"securefl.{name}", diverge)
+        summary = run_sweep(settings, tmp_path / "out")
+    assert summary is not None
+    assert summary["runs"][0]["status"] == "diverged"
+    assert 0 < summary["rows"][0]["epsilon"] <= 8.0  # what was charged stays charged
+    assert np.isfinite(model(tmp_path / "out" / "local-dp-8-s0")).all()
+    again = run_sweep(settings, tmp_path / "out", resume=True)
+    assert again is not None
+    assert again["rows"] == summary["rows"]
+
+
+def test_an_impossible_target_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(accounting.CalibrationError):
+        run_sweep(config("sweep.epsilons=[1e-9]"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": "x", "target_epsilon": null}'])
+def test_a_damaged_summary_of_a_finished_run_is_a_clear_error(tmp_path: Path, content: str) -> None:
+    settings = config('sweep.modes=["none"]', "training.rounds=1")
+    run_sweep(settings, tmp_path / "out")
+    (tmp_path / "out" / "none-inf-s0" / "summary.json").write_text(content)
+    with pytest.raises(CheckpointError, match="none-inf-s0"):
+        run_sweep(settings, tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("step", ["_record", "_save"])
+def test_a_crash_around_the_end_of_a_round_loses_no_line_and_doubles_none(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    settings = config()
+    folder = tmp_path / "run"
+    original = getattr(Engine, step)
+
+    def crash_after_round_one(self: Engine, state: Any, *rest: Any) -> None:
+        if step == "_record":
+            original(self, state, *rest)  # the line is written, the checkpoint is not
+        if state.next_round == (1 if step == "_record" else 2):
+            raise KeyboardInterrupt
+        if step == "_save":
+            original(self, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, step, crash_after_round_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, folder, digits)
+    assert len(read_metrics(folder)) == 2
+    resumed = run(settings, folder, digits, resume=True)
+    whole = run(settings, tmp_path / "whole", digits)
+    assert [line["round"] for line in read_metrics(folder)] == [0, 1, 2]
+    assert resumed.summary["model_sha256"] == whole.summary["model_sha256"]
+
+
+def test_metrics_that_lost_a_finished_round_are_refused(tmp_path: Path, digits: TrainTest) -> None:
+    folder = tmp_path / "run"
+    run(config(), folder, digits, stop_after=2)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])
+    with pytest.raises(CheckpointError, match="1 lines, the checkpoint has 2 rounds"):
+        run(config(), folder, digits, resume=True)
+
+
+def test_a_checkpoint_of_another_partition_is_refused(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run(config(), folder, digits, stop_after=1)
+    engine = Engine(config(), config().runs()[0], folder, dataset=digits)
+    engine.partition = make_partition(config(), 1, digits.train)
+    with pytest.raises(CheckpointError, match="another partition"):
+        engine.run(resume=True)
+
+
+def test_the_privacy_plan_is_part_of_every_rounds_context(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import securefl.pipeline as pipeline
+
+    seen: list[bytes] = []
+    original = pipeline.context_digest
+
+    def spy(vector: Any, codec: bytes, plan: bytes = b"") -> bytes:
+        seen.append(plan)
+        return original(vector, codec, plan)
+
+    monkeypatch.setattr(pipeline, "context_digest", spy)
+    for index in (0, 1):
+        run(config("training.rounds=1"), tmp_path / str(index), digits, index=index)
+    assert seen[0] == b""
+    assert len(seen[1]) == 32
+
+
+def test_private_runs_weigh_all_clients_alike(tmp_path: Path, digits: TrainTest) -> None:
+    engine = Engine(config(), config().runs()[1], tmp_path / "run", dataset=digits)
+    assert engine.codec.length == engine.model.dim
+    plain = Engine(config(), config().runs()[0], tmp_path / "other", dataset=digits)
+    assert plain.codec.length == plain.model.dim + 1
+
+
+def test_a_rows_epsilon_is_the_largest_of_its_runs(tmp_path: Path) -> None:
+    settings = config("sweep.seeds=[0, 1, 2]", 'sweep.modes=["local-dp"]')
+    summary = run_sweep(settings, tmp_path / "out")
+    assert summary is not None
+    single = [entry["epsilon"] for entry in summary["runs"]]
+    assert summary["rows"][0]["epsilon"] == max(single)

@@ -534,17 +534,19 @@ def test_a_lost_round_stays_paid_for_and_its_retry_pays_again(budget):
     assert before - budget.ledger.balance.remaining == 2 * once
 
 
-def test_every_unnamed_attempt_has_a_ticket_of_its_own(budget):
+def test_every_reservation_is_an_attempt_of_its_own(budget):
     first, second = budget.reserve(0), budget.reserve(0)
     assert first.key != second.key
     assert budget.ledger.balance.reserved == first.ticks + second.ticks
 
 
-def test_a_named_attempt_pays_once_and_is_never_reused(budget):
-    ticket = budget.reserve(0, attempt=7)
-    remaining = budget.ledger.balance.remaining
-    assert budget.reserve(0, attempt=7) == ticket
-    assert budget.ledger.balance.remaining == remaining
-    budget.withheld(ticket)
-    with pytest.raises(accounting.TicketError):
-        budget.reserve(0, attempt=7)
+def test_two_owners_of_one_ledger_never_share_a_ticket(budget, monkeypatch):
+    # Both look at the same head before either writes: whatever names the ticket, it must differ.
+    with accounting.Ledger.open(budget.ledger.path) as other:
+        twin = ClientBudget(ledger=other, client=3, event=budget.event)
+        head = budget.ledger.head
+        assert head == twin.ledger.head
+        monkeypatch.setattr(type(other), "head", property(lambda _self: head))
+        tickets = [budget.reserve(0), twin.reserve(0)]
+        assert tickets[0].key != tickets[1].key
+    assert budget.ledger.reserved == sum(t.ticks for t in tickets)
