@@ -20,7 +20,6 @@ no codec, no protocol and no other client.
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -297,7 +296,7 @@ class ClientBudget:
         """
         # A ledger gives one open ticket to all who ask under one key. Two processes must never
         # agree on a key by chance, for then one charge would pay for two releases.
-        key = f"client {self.client} round {round_index} {secrets.token_hex(16)}"
+        key = f"client {self.client} round {round_index} {os.urandom(16).hex()}"
         return self.ledger.reserve(self.event, round=round_index, key=key)
 
     def released(self, ticket: Ticket, evidence: Evidence | Mapping[str, Any]) -> Head:
