@@ -25,6 +25,7 @@ from rich.table import Table
 import securefl
 from securefl.config import RunConfig, load_config, load_preset, preset_names
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+from securefl.plan_cli import plan
 
 if TYPE_CHECKING:
     from accounting import AccountingError
@@ -109,6 +110,9 @@ def train(
             "More clients must stay alive, or aggregation.threshold must be lower"
         )
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command()(plan)
 
 
 def _settings(

@@ -151,7 +151,8 @@ class Parameters:
             why = "the least at which no client alone can rebuild a secret"
         return (
             f"Threshold: t={self.t} shares rebuild a secret, {why}; every t up to {self.t_max} "
-            f"would do. A round is lost to missing shares: {_chance(self.failure.loss)}."
+            f"would do. A round of at most D={self.threat.dropped} dropouts is lost to missing "
+            f"shares: {_chance(self.failure.loss)}."
         )
 
     def _settled(self) -> str:
@@ -212,8 +213,8 @@ class RoundPlan:
             f"{self.parameters.n} inputs of {self.input_bits} bits cannot wrap around.\n"
             f"Bytes: a client sends {up:,} and receives {down:,} for {self.length:,} entries, "
             f"{self.expansion:.4f} times the plain input in both directions together; "
-            f"it sends {self.traffic_dropouts.upload_bytes:,} if D clients vanish after dealing "
-            "their shares."
+            f"it sends at most {self.traffic_dropouts.upload_bytes:,} if clients vanish after "
+            "dealing their shares."
         )
 
 
