@@ -58,6 +58,13 @@ def test_the_fields_of_the_worked_rows(
     assert tuple(found.values())[:6] == expected
 
 
+def test_rates_are_rounded_up_and_numbers_taken_as_they_are() -> None:
+    found = json.loads(plan(10, "5%", "0.11", "semi-honest", "--json").stdout)
+    assert (found["corrupt"], found["dropped"]) == (1, 2)
+    found = json.loads(plan(10, "1", "1/3", "semi-honest", "--json").stdout)
+    assert (found["corrupt"], found["dropped"]) == (1, 4)
+
+
 def test_bytes_follow_from_length_and_input_bits() -> None:
     more = ("--length", str(2**20), "--input-bits", "16", "--graph", "complete", "--json")
     found = json.loads(plan(1024, "1", "1", "semi-honest", *more).stdout)
