@@ -127,7 +127,7 @@ def test_several_words_succeed_exactly_if_all_do_with_few_enough_rows_together(
 def test_one_error_too_many_is_an_error_never_a_wrong_word(
     t: int, radius: int, data: st.DataObject
 ) -> None:
-    """Random values beyond the radius land near another code word with chance below 2^-29."""
+    """Random values beyond the radius land near another code word with chance below 2^-25."""
     odd = data.draw(st.integers(0, 1))
     M = t + 2 * radius + odd
     count = data.draw(st.integers(radius + 1, 2 * radius + odd))
