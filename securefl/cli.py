@@ -26,6 +26,7 @@ from rich.table import Table
 import securefl
 from securefl.config import RunConfig, load_config, load_preset, preset_names
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+from securefl.plan_cli import plan
 
 if TYPE_CHECKING:
     from accounting import AccountingError
@@ -105,6 +106,9 @@ def train(
         _print_summary(summary, out, report)
     if _report_stops(summary):
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command()(plan)
 
 
 def _settings(

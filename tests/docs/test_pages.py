@@ -139,12 +139,14 @@ def test_the_configuration_page_lists_every_key_with_its_default() -> None:
 
 def test_the_command_line_page_lists_every_option_preset_and_exit_code() -> None:
     page = (DOCS / "reference" / "cli.md").read_text("utf-8")
-    (command,) = get_command(cli.app).commands.values()  # type: ignore[attr-defined]  # a group
-    assert command.name == "train"
-    for parameter in command.params:
-        for option in parameter.opts:
-            if option != "--help":
-                assert f"`{option}" in page or option.upper() in page, option
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]  # a group
+    headings = re.findall(r"^## `securefl (\w+)`$", page, re.MULTILINE)
+    assert headings == list(commands) == ["train", "plan"]
+    for name, section in zip(headings, re.split(r"^## `.*`$", page, flags=re.M)[1:], strict=True):
+        for parameter in commands[name].params:
+            for option in parameter.opts:
+                if option != "--help":
+                    assert f"`{option}" in section or option.upper() in section, option
     for preset in preset_names():
         assert f"`{preset}`" in page
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}

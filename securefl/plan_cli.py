@@ -1,0 +1,99 @@
+"""The command ``securefl plan``: from a threat model to graph, threshold, ring and bytes.
+
+It turns words and rates into the calculator's numbers and prints what comes back, as sentences or
+as JSON. ``cli`` registers it; errors become exit codes there. This module decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated
+
+import typer
+
+from securefl.errors import ConfigurationError
+from securefl.round import Adversary, ThreatModel, ceil_rate
+
+__all__ = ["plan"]
+
+
+class _Server(StrEnum):
+    SEMI_HONEST = "semi-honest"
+    ACTIVE = "active"
+
+
+class _Graph(StrEnum):
+    AUTO = "auto"
+    COMPLETE = "complete"
+    HARARY = "harary"
+
+
+def plan(
+    *,
+    clients: Annotated[int, typer.Option(help="Clients selected for a round, 3 to 2^20.")],
+    corrupt: Annotated[
+        str,
+        typer.Option(
+            help="Most that collude: a whole number of clients, or a rate: 0.05, 1/20, 5%."
+        ),
+    ],
+    dropout: Annotated[
+        str, typer.Option(help="Most that vanish in a round, whenever they do; like --corrupt.")
+    ],
+    adversary: Annotated[_Server, typer.Option(help="What the server may do.")],
+    length: Annotated[int, typer.Option(help="Entries of the vector.")] = 100_000,
+    input_bits: Annotated[int, typer.Option(help="Bits of one client's entry.")] = 16,
+    sigma: Annotated[int, typer.Option(help="Privacy fails with at most 2^-sigma.")] = 40,
+    eta: Annotated[int, typer.Option(help="A round is lost with at most 2^-eta.")] = 20,
+    graph: Annotated[
+        _Graph, typer.Option(help="Take this graph; auto: the fewest neighbours that are safe.")
+    ] = _Graph.AUTO,
+    no_corruption: Annotated[
+        bool, typer.Option("--assume-no-corruption", help="Allow --corrupt 0.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Choose graph, threshold and ring of a secure sum from a threat model, and say why."""
+    from securefl.protocols.secagg import calculator  # noqa: PLC0415  # numpy, ciphers: load late
+
+    A, D = _count("--corrupt", corrupt, clients), _count("--dropout", dropout, clients)
+    if A == 0 and not no_corruption:
+        raise ConfigurationError(
+            "--corrupt 0 assumes that no client ever colludes with the server; "
+            "give the most that may, or say --assume-no-corruption"
+        )
+    found = calculator.plan_round(
+        clients,
+        ThreatModel(
+            adversary=Adversary.ACTIVE if adversary is _Server.ACTIVE else Adversary.SEMI_HONEST,
+            corrupt=A,
+            dropped=D,
+            assume_no_corruption=no_corruption,
+        ),
+        length=length,
+        input_bits=input_bits,
+        sigma=sigma,
+        eta=eta,
+        graph=None if graph is _Graph.AUTO else calculator.GraphKind(graph.value),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.summary(), indent=2))
+        return
+    typer.echo(found.explain())
+    typer.echo("The sum itself is exact, not private: that takes differential privacy.")
+
+
+def _count(option: str, text: str, n: int) -> int:
+    """A number of clients as it is, a rate rounded up. A bare 1 is one client; all are 100%."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        rate = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
+        return ceil_rate(rate, n)
+    except (ValueError, ZeroDivisionError):  # a ConfigurationError is a ValueError
+        raise ConfigurationError(
+            f"{option} takes a whole number of clients, or a rate such as 0.05, 1/20 or 5% in "
+            f"[0, 1], found {text!r}"
+        ) from None
