@@ -495,24 +495,17 @@ class SecAggServer:
             had = replied if replied < config.n_min else len(members)
             return BelowThreshold(needed=config.n_min, had=had, phase=phase)
         if self._phase is Phase.MASKED_INPUT_COLLECTION:
-            return self._missing_holders(members, members, members)
+            return self._missing_holders(members, members)
         if self._phase is Phase.CONSISTENCY_CHECK:
-            return self._missing_holders(set(self._U[2]), members, self._will_answer(members))
+            return self._missing_holders(set(self._U[2]), members)
         return None
 
-    def _will_answer(self, U4: set[ClientId]) -> set[ClientId]:
-        """Those who see t signatures (in `ALL` with their own), and so may answer."""
-        count = self._graph.holder_count
-        return {u for u in U4 if count(u, U4) >= self._config.t}
-
-    def _missing_holders(
-        self, U3: set[ClientId], members: set[ClientId], answering: set[ClientId]
-    ) -> BelowThreshold | None:
-        """Whether some needed secret has fewer than t holders among those who can answer."""
+    def _missing_holders(self, U3: set[ClientId], left: set[ClientId]) -> BelowThreshold | None:
+        """Whether some needed secret has fewer than t holders left."""
         t, count = self._config.t, self._graph.holder_count
         dropped = [d for d in self._U[1] if d not in U3 and self._graph.peers(d, U3)]
-        fewest = min(count(u, answering) for u in [*U3, *dropped])
-        return None if fewest >= t else self._too_few(len(members), fewest, "holders")
+        fewest = min(count(u, left) for u in [*U3, *dropped])
+        return None if fewest >= t else self._too_few(len(left), fewest, "holders")
 
     def _missing_shares(self, members: set[ClientId]) -> BelowThreshold | None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
@@ -625,19 +618,9 @@ class SecAggServer:
     def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> list[Outbound | Event]:
         assert self._session is not None  # noqa: S101  # on U1
         signed = set(U4)
-        asked = self._will_answer(signed)
         out: list[Outbound | Event] = []
         for u in U4:
-            if u not in asked:
-                # It would refuse for want of signatures; let it forget its secrets.
-                self._gone.add(u)
-                event = ClientDropped(
-                    client=u, phase=str(self._phase), reason=Reason.TOO_FEW_HOLDERS
-                )
-                abort = Abort(reason=Reason.TOO_FEW_HOLDERS).encode()
-                frame = self._frame(MessageType.ABORT, abort, self._config_digest)
-                out += [event, Outbound(recipient=u, frame=frame)]
-                continue
+            # At least t signatures for everybody: t holders of b_u were just found among U4.
             message = SignedUnmaskRequest(
                 signatures=tuple(
                     (v, self._signatures[MessageType.SURVIVOR_SIGNATURE, v])
