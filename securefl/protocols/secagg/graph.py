@@ -93,7 +93,7 @@ class HararyGraph:
     """K neighbours each: the cohort on a ring in pseudorandom order, joined at distance 1..k/2.
 
     The ring is made of the cohort and not of those who advertised keys, so that nobody can shape
-    neighbourhoods by choosing who arrives (the ring is that of Bell et al. 2020; the order by hash is ours).
+    neighbourhoods by choosing who arrives. (Bell et al. 2020; the order by hash is ours.)
 
     Args:
         cohort: all clients of the round.

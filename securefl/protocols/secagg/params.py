@@ -3,10 +3,10 @@
 h clients hold shares of one secret and c of them collude: on the complete graph h = n - 1 and
 c = A, on a Harary graph h = k and c = c*, the most colluders that fall among one client's k random
 neighbours except with probability 2^-(sigma+1)/n (Bell et al. 2020). With a server that follows the
-protocol single inputs stay hidden iff c < t (Bonawitz et al. 2017, section 6.2); a server that lies
-can show two survivor lists, and both could be opened iff 2t <= h + c (there, for the malicious server). These bounds,
-that enough holders stay, and that at least two honest inputs are in every sum, are checked here on
-both sides from the numbers in the configuration alone. This module knows no keys and no messages.
+protocol single inputs stay hidden iff c < t; a server that lies can show two survivor lists, and
+both could be opened iff 2t <= h + c (Bonawitz et al. 2017, section 6). These bounds, that enough
+holders stay, and that at least two honest inputs are in every sum, are checked here on both sides
+from the numbers in the configuration alone. This module knows no keys and no messages.
 """
 
 from __future__ import annotations
