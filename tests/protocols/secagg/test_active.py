@@ -28,6 +28,7 @@ from securefl.protocols.secagg.messages import (
     NeighbourRoster,
     SignedUnmaskRequest,
     SurvivorNotice,
+    UnmaskRequest,
 )
 from securefl.round import Adversary, ClientId, GraphSource, Layout
 from securefl.wire import decode_frame
@@ -463,3 +464,78 @@ def test_a_ring_chosen_by_an_active_server_is_refused(secagg: Any) -> None:
     beacon = secagg.make(9, k=4, D=1, active=True).config
     with pytest.raises(ConfigurationError, match="no published proof"):
         SecAggClient(ONE, beacon, context_digest=secagg.context, policy=ClientPolicy(gamma=0))
+
+
+# -- a ring needs more than enough clients --------------------------------------------------------
+
+
+def ring_of_twelve(secagg: Any) -> tuple[Any, list[ClientId]]:
+    """k = 6, t = 3, nine inputs wanted; and the neighbours of client 1."""
+    bench = secagg.make(12, k=6, t=3, D=1, n_min=8)
+    return bench, bench.clients[ONE]._graph.peers(ONE, bench.clients)
+
+
+@pytest.mark.parametrize("gone", [3, 4])
+def test_on_a_ring_inputs_are_collected_only_while_every_secret_has_t_holders(
+    secagg: Any, gone: int
+) -> None:
+    bench, near = ring_of_twelve(secagg)
+    bench.to("masked_input_collection")
+    bench.answer(without=near[:gone])
+    left = [u for u in bench.clients if u not in near[:gone]]
+    fewest = min(bench.server._graph.holder_count(u, set(left)) for u in bench.clients)
+    assert bench.server.sufficient is (fewest >= 3)
+    if gone == 4:
+        assert len(left) == 8 == bench.config.n_min
+        with pytest.raises(BelowThreshold, match="holders") as caught:
+            bench.server.close_phase()
+        assert (caught.value.needed, caught.value.had) == (3, fewest)
+        assert caught.value.phase == "masked_input_collection"
+
+
+def test_on_a_ring_a_client_answers_only_with_t_surviving_neighbours(secagg: Any) -> None:
+    for alive, enough in ((3, True), (2, False)):
+        bench, near = ring_of_twelve(secagg)
+        bench.to("unmasking")
+        flags = np.array([i < alive for i in range(len(near))])
+        body = UnmaskRequest(size=8, alive=flags).encode()
+        forged = secagg.edit(bench.inbox[ONE], body=body)
+        if enough:
+            assert len(bench.clients[ONE].receive(forged)) == 1
+            continue
+        with pytest.raises(BelowThreshold) as caught:
+            bench.clients[ONE].receive(forged)
+        assert (caught.value.needed, caught.value.had) == (4, 3)
+        given_up(bench.clients[ONE], caught.value, Reason.BELOW_THRESHOLD)
+
+
+@pytest.mark.parametrize("size", [3, 4, 9, 10])
+def test_on_a_ring_a_claimed_size_must_be_possible(secagg: Any, size: int) -> None:
+    """Three neighbours of six are alive: between 4 and 3 + 1 + 5 clients survive."""
+    bench = secagg.make(12, k=6, t=3, D=1, n_min=4).to("unmasking")
+    flags = np.array([True, True, True, False, False, False])
+    body = UnmaskRequest(size=size, alive=flags).encode()
+    forged = secagg.edit(bench.inbox[ONE], body=body)
+    if 4 <= size <= 9:
+        assert len(bench.clients[ONE].receive(forged)) == 1
+        return
+    with pytest.raises(Equivocation, match=f"claims {size}"):
+        bench.clients[ONE].receive(forged)
+
+
+def test_on_a_ring_a_dropout_that_shared_no_mask_with_a_survivor_needs_no_opening(
+    secagg: Any,
+) -> None:
+    """All six neighbours of one client are gone, two of them after dealing shares, as is itself."""
+    bench = secagg.make(16, k=6, t=2, D=1, n_min=9)
+    order = bench.server._graph._ring
+    bench.start(without=[order[d] for d in (-3, -1, 1, 3)])
+    bench.close()
+    bench.answer()
+    bench.close()
+    bench.answer(without=[order[d] for d in (-2, 0, 2)])
+    bench.close()
+    assert set(bench.server._unmasking.needed[1].tolist()) == {True, False}
+    vector = bench.finish()
+    survivors = [u for u in bench.clients if u not in {order[d] for d in range(-3, 4)}]
+    assert vector.values.tolist() == bench.plain_sum(survivors)

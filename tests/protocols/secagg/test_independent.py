@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from securefl.round import ClientId, GraphSource, Layout
+from securefl.round import GraphSource, Layout
 
 P = 2**31 - 1
 
@@ -121,8 +121,11 @@ def audit_path(index: int, leaves: list[bytes]) -> list[bytes]:
 class Wire:
     """Labels, frames and signatures of one session's protocol and adversary."""
 
-    def __init__(self, protocol: int, active: bool, round_id: int) -> None:
+    def __init__(
+        self, protocol: int, active: bool, round_id: int, identities: dict[int, bytes]
+    ) -> None:
         self.protocol, self.active, self.round_id = protocol, active, round_id
+        self.identities = identities
 
     def dst(self, usage: int) -> bytes:
         return b"SFL1" + bytes([1, self.protocol, usage, 0])
@@ -137,8 +140,7 @@ class Wire:
         return content + self.sign(sender, self.dst(10) + u32(2**32 - 1) + content)
 
     def sign(self, u: int, message: bytes) -> bytes:
-        secret = hashlib.sha256(b"identity of %d" % u).digest()
-        return Ed25519PrivateKey.from_private_bytes(secret).sign(message)
+        return Ed25519PrivateKey.from_private_bytes(self.identities[u]).sign(message)
 
 
 def ring(w: Wire, ids: list[int], k: int, digest: bytes, value: bytes) -> dict[int, list[int]]:
@@ -154,6 +156,121 @@ def ring(w: Wire, ids: list[int], k: int, digest: bytes, value: bytes) -> dict[i
             v for v, s in zip(order, steps, strict=True) if 0 < min(s, len(ids) - s) <= k // 2
         )
     return near
+
+
+class Second:
+    """A whole session from its configuration, computed; one client may leave before its input.
+
+    Attributes:
+        up: every client's frames, by (client, phase).
+        down: the server's, by (client, phase that they open).
+        total, transcript: the sum and the transcript digest.
+        session: the session id.
+    """
+
+    def __init__(
+        self,
+        config: bytes,
+        *,
+        random_of: Callable[[int], Callable[[int], bytes]],
+        inputs: dict[int, list[int]],
+        lost: int,
+        beacon: bytes,
+        identities: dict[int, bytes],
+    ) -> None:
+        number = int.from_bytes
+        protocol, active, own_share, from_beacon = config[:4]
+        n = number(config[16:20], "little")
+        ids = [number(config[20 + 4 * i : 24 + 4 * i], "little") for i in range(n)]
+        rest = config[20 + 4 * n :]
+        k, t = number(rest[:4], "little"), number(rest[4:8], "little")
+        m, b = number(rest[20:28], "little"), rest[29]
+        value = beacon if from_beacon else rest[-32:]
+        w = Wire(protocol, bool(active), number(config[8:16], "little"), identities)
+        self.up: dict[tuple[int, str], bytes] = {}
+        self.down: dict[tuple[int, str], bytes] = {}
+        server = 2**32 - 1
+        digest = H(w.dst(1), config)
+        near = ring(w, ids, k, digest, value)
+        parties = {u: Party(u, random_of(u)) for u in ids}
+        x = {u: 1 + i for i, u in enumerate(ids)}
+
+        entries = []
+        for u, p in parties.items():
+            commitment = H(w.dst(8), digest, u32(u), p.c_pk, p.b)
+            sent = w.frame(1, u, digest, p.c_pk + p.s_pk + commitment)
+            self.up[u, "advertise_keys"] = sent
+            extra = commitment + sent[-64:] if active else b""
+            entries.append(u32(u) + p.c_pk + p.s_pk + extra)
+
+        leaves = [w.dst(2) + e for e in entries]
+        for u in ids:
+            body = u32(n) + b"".join(entries)
+            if k < n - 1:
+                body = u32(n) + mth(leaves) + u32(k + 1)
+                for i in [i for i, v in enumerate(ids) if v == u or v in near[u]]:
+                    path = audit_path(i, leaves)
+                    body += entries[i] + u32(i) + bytes([len(path)]) + b"".join(path)
+            self.down[u, "share_keys"] = w.frame(2, server, digest, body)
+        self.session = session = H(w.dst(3), digest, u32(n), mth(leaves))
+
+        shares: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        sealed: dict[tuple[int, int], bytes] = {}
+        for u, p in parties.items():
+            b_rows, s_rows = p.coefficients(t, 5), p.coefficients(t, 9)
+            for v in ids:
+                shares[u, v] = share_at(x[v], p.b, b_rows), share_at(x[v], p.s_sk, s_rows)
+            for v in near[u]:
+                pair = u32(u) + u32(v)
+                key = hkdf(dh(p.c_sk, parties[v].c_pk), session, w.dst(6) + pair, 32)
+                plain = b"".join(shares[u, v])
+                sealed[u, v] = AESGCM(key).encrypt(bytes(12), plain, w.dst(7) + session + pair)
+            body = u32(k) + b"".join(sealed[u, v] for v in near[u])
+            self.up[u, "share_keys"] = w.frame(3, u, session, body)
+        for u in ids:
+            body = bitmap([True] * k) + b"".join(sealed[v, u] for v in near[u])
+            self.down[u, "masked_input_collection"] = w.frame(4, server, session, body)
+
+        U3 = [u for u in ids if u != lost]
+        self.pair_keys: dict[str, bytes] = {}
+        for u in U3:
+            p = parties[u]
+            own = mask(hkdf(p.b, session, w.dst(5) + u32(u), 16), m, b)
+            y = [a + z for a, z in zip(inputs[u], own, strict=True)]
+            for v in near[u]:
+                low, high = min(u, v), max(u, v)
+                info = w.dst(4) + u32(low) + u32(high)
+                key = hkdf(dh(p.s_sk, parties[v].s_pk), session, info, 16)
+                self.pair_keys[f"{low}-{high}"] = key
+                delta = 1 if u > v else -1
+                y = [a + delta * z for a, z in zip(y, mask(key, m, b), strict=True)]
+            total = sum((a % 2**b) << (i * b) for i, a in enumerate(y))
+            packed = total.to_bytes(-(-m * b // 8), "little")
+            self.up[u, "masked_input_collection"] = w.frame(5, u, session, packed)
+
+        if active:
+            survivors = bitmap([u in U3 for u in ids])
+            agreed = {u: w.sign(u, w.dst(9) + session + survivors) for u in U3}
+            for u in U3:
+                self.down[u, "consistency_check"] = w.frame(6, server, session, survivors)
+                self.up[u, "consistency_check"] = w.frame(7, u, session, agreed[u])
+        for u in U3:
+            body = u32(len(U3)) + bitmap([v in U3 for v in near[u]])
+            if active:
+                signers = [v for v in near[u] if v in U3]
+                body = u32(len(signers)) + b"".join(u32(v) + agreed[v] for v in signers)
+            self.down[u, "unmasking"] = w.frame(8, server, session, body)
+            body = bitmap([True] * k)
+            body += shares[u, u][0] if own_share else b""
+            for v in near[u]:
+                body += shares[v, u][0 if v in U3 else 1]
+            self.up[u, "unmasking"] = w.frame(9, u, session, body)
+
+        self.total = [sum(inputs[u][i] for u in U3) % 2**b for i in range(m)]
+        order = ["advertise_keys", "share_keys", "masked_input_collection", "consistency_check"]
+        kinds = dict(zip([*order, "unmasking"], [1, 3, 5, 7, 9], strict=True))
+        records = sorted((kinds[phase], u, f) for (u, phase), f in self.up.items())
+        self.transcript = H(w.dst(16), *(bytes([kind]) + u32(u) + H(f) for kind, u, f in records))
 
 
 VARIANTS = {
@@ -181,109 +298,30 @@ def test_every_frame_of_a_session_equals_the_second_implementation(
         n, t=t, D=1, m=m, b=b, ids=ids, random_of=Stream, nonce=bytes([7] * 32), beacon=beacon,
         **what,
     )  # fmt: skip
-    w = Wire(1 if k == n - 1 else 2, active, 3)
-    value = beacon if what.get("source") or (active and k < n - 1) else bytes(32)
-    config = bytes([w.protocol, active, own_share, value == beacon]) + b"\1\0\0\0"
+    from_beacon = bool(what.get("source")) or (active and k < n - 1)
+    config = bytes([1 if k == n - 1 else 2, active, own_share, from_beacon]) + b"\1\0\0\0"
     config += (3).to_bytes(8, "little") + u32(n) + b"".join(map(u32, ids))
     config += u32(k) + u32(t) + u32(1) + u32(1) + u32(n - 1)
     config += m.to_bytes(8, "little") + bytes([0, b, 0, 0])
     config += bytes(range(32)) + bytes([7] * 32) + bytes(32)
     assert bench.config.encode() == config
-    digest = H(w.dst(1), config)
-    near = ring(w, ids, k, digest, value)
-    parties = {u: Party(u, Stream(u)) for u in ids}
-    x = {u: 1 + i for i, u in enumerate(ids)}
-    server = 2**32 - 1
-
-    bench.start()
-    commitments = {u: H(w.dst(8), digest, u32(u), p.c_pk, p.b) for u, p in parties.items()}
-    entries = []
-    for u, p in parties.items():
-        expected = w.frame(1, u, digest, p.c_pk + p.s_pk + commitments[u])
-        assert bench.sent[ClientId(u), "advertise_keys"] == expected
-        extra = commitments[u] + expected[-64:] if active else b""
-        entries.append(u32(u) + p.c_pk + p.s_pk + extra)
-
-    bench.close()
-    leaves = [w.dst(2) + e for e in entries]
-    for u in ids:
-        body = u32(n) + b"".join(entries)
-        if k < n - 1:
-            body = u32(n) + mth(leaves) + u32(k + 1)
-            for i in [i for i, v in enumerate(ids) if v == u or v in near[u]]:
-                path = audit_path(i, leaves)
-                body += entries[i] + u32(i) + bytes([len(path)]) + b"".join(path)
-        assert bench.inbox[ClientId(u)] == w.frame(2, server, digest, body)
-    session = H(w.dst(3), digest, u32(n), mth(leaves))
-
-    bench.answer()
-    shares: dict[tuple[int, int], tuple[bytes, bytes]] = {}
-    sealed: dict[tuple[int, int], bytes] = {}
-    for u, p in parties.items():
-        b_rows, s_rows = p.coefficients(t, 5), p.coefficients(t, 9)
-        for v in ids:
-            shares[u, v] = share_at(x[v], p.b, b_rows), share_at(x[v], p.s_sk, s_rows)
-        for v in near[u]:
-            pair = u32(u) + u32(v)
-            key = hkdf(dh(p.c_sk, parties[v].c_pk), session, w.dst(6) + pair, 32)
-            plain = b"".join(shares[u, v])
-            sealed[u, v] = AESGCM(key).encrypt(bytes(12), plain, w.dst(7) + session + pair)
-        body = u32(k) + b"".join(sealed[u, v] for v in near[u])
-        assert bench.sent[ClientId(u), "share_keys"] == w.frame(3, u, session, body)
-
-    bench.close()
-    for u in ids:
-        body = bitmap([True] * k) + b"".join(sealed[v, u] for v in near[u])
-        assert bench.inbox[ClientId(u)] == w.frame(4, server, session, body)
-
-    bench.answer(without=[lost])
-    U3 = [u for u in ids if u != lost]
-    for u in U3:
-        p = parties[u]
-        y = bench.vectors[ClientId(u)].values.tolist()
-        own = mask(hkdf(p.b, session, w.dst(5) + u32(u), 16), m, b)
-        y = [a + z for a, z in zip(y, own, strict=True)]
-        for v in near[u]:
-            low, high = min(u, v), max(u, v)
-            key = hkdf(dh(p.s_sk, parties[v].s_pk), session, w.dst(4) + u32(low) + u32(high), 16)
-            delta = 1 if u > v else -1
-            y = [a + delta * z for a, z in zip(y, mask(key, m, b), strict=True)]
-        number = sum((a % 2**b) << (i * b) for i, a in enumerate(y))
-        packed = number.to_bytes(-(-m * b // 8), "little")
-        sent = bench.sent[ClientId(u), "masked_input_collection"]
-        assert sent == w.frame(5, u, session, packed)
-
-    bench.close()
-    if active:
-        survivors = bitmap([u in U3 for u in ids])
-        assert set(bench.inbox.values()) == {w.frame(6, server, session, survivors)}
-        bench.answer()
-        agreed = {u: w.sign(u, w.dst(9) + session + survivors) for u in U3}
-        for u in U3:
-            sent = bench.sent[ClientId(u), "consistency_check"]
-            assert sent == w.frame(7, u, session, agreed[u])
-        bench.close()
-    for u in U3:
-        body = u32(len(U3)) + bitmap([v in U3 for v in near[u]])
-        if active:
-            signers = [v for v in near[u] if v in U3]
-            body = u32(len(signers)) + b"".join(u32(v) + agreed[v] for v in signers)
-        assert bench.inbox[ClientId(u)] == w.frame(8, server, session, body)
-
-    bench.answer()
-    for u in U3:
-        body = bitmap([True] * k)
-        body += shares[u, u][0] if own_share else b""
-        for v in near[u]:
-            body += shares[v, u][0 if v in U3 else 1]
-        assert bench.sent[ClientId(u), "unmasking"] == w.frame(9, u, session, body)
-
-    bench.close()
-    result = bench.server.result
-    assert result.vector.values.tolist() == bench.plain_sum(U3)
-    order = ["advertise_keys", "share_keys", "masked_input_collection", "consistency_check"]
-    kinds = dict(zip([*order, "unmasking"], [1, 3, 5, 7, 9], strict=True))
-    records = sorted((kinds[phase], u, f) for (u, phase), f in bench.sent.items())
-    assert result.transcript_digest == H(
-        w.dst(16), *(bytes([kind]) + u32(u) + H(f) for kind, u, f in records)
+    second = Second(
+        config,
+        random_of=Stream,
+        inputs={int(u): v.values.tolist() for u, v in bench.vectors.items()},
+        lost=lost,
+        beacon=beacon,
+        identities={u: hashlib.sha256(b"identity of %d" % u).digest() for u in ids},
     )
+    down: dict[tuple[int, str], bytes] = {}
+    bench.start()
+    while not bench.server.final:
+        bench.close()
+        down |= {(u, str(bench.server.phase)): frame for u, frame in bench.inbox.items()}
+        late = bench.server.phase == "masked_input_collection"
+        bench.answer(without=[lost] if late else [])
+    assert down == second.down
+    assert bench.sent == second.up
+    assert bench.server.result.vector.values.tolist() == second.total
+    assert bench.server.result.transcript_digest == second.transcript
+    assert bench.plain_sum(u for u in ids if u != lost) == second.total
