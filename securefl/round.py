@@ -281,6 +281,13 @@ class SurvivorSets:
 _FIXED = struct.Struct("<BBBBHHQ")
 _COUNTS = struct.Struct("<IIIIIQBBH")
 _DIGESTS = 3 * 32
+_CHOICES: dict[str, type[IntEnum]] = {
+    "protocol": Protocol,
+    "adversary": Adversary,
+    "layout": Layout,
+    "graph_source": GraphSource,
+    "ring": Ring,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,8 +311,9 @@ class RoundConfig:
         graph_value: 32 bytes, the server's seed or the beacon's id; zeros for the complete graph.
 
     Raises:
-        ConfigurationError: if a field does not fit its wire format. Whether the numbers are *safe*
-            is the protocol's question (``securefl.protocols.secagg.params``).
+        ConfigurationError: if a field does not fit its wire format, or a choice is a bare number.
+            Whether the numbers are *safe* is the protocol's question
+            (``securefl.protocols.secagg.params``).
     """
 
     protocol: Protocol
@@ -327,6 +335,12 @@ class RoundConfig:
     graph_value: bytes = bytes(32)
 
     def __post_init__(self) -> None:
+        for name, kind in _CHOICES.items():
+            # A bare number would encode like the choice it stands for and compare unlike it.
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigurationError(
+                    f"{name} must be a {kind.__name__}, found {getattr(self, name)!r}"
+                )
         bounds = {"round_id": 64, "k": 32, "t": 32, "A": 32, "D": 32, "n_min": 32, "m": 64}
         for name, bits in bounds.items():
             value = getattr(self, name)

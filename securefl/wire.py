@@ -33,6 +33,7 @@ __all__ = [
     "pack_bitmap",
     "pack_words",
     "packed_bytes",
+    "signed_content",
     "unpack_words",
 ]
 
@@ -70,14 +71,13 @@ class Frame:
     signature: bytes = b""
 
 
-def encode_frame(frame: Frame) -> bytes:
-    """The bytes of a frame: header, body, signature if there is one."""
-    header = _HEADER.pack(
+def _header(frame: Frame, flags: int) -> bytes:
+    return _HEADER.pack(
         _MAGIC,
         WIRE_VERSION,
         frame.protocol,
         frame.type,
-        FLAG_SIGNED if frame.signature else 0,
+        flags,
         SUITE,
         0,
         frame.sender,
@@ -85,7 +85,17 @@ def encode_frame(frame: Frame) -> bytes:
         frame.session,
         len(frame.body),
     )
-    return b"".join((header, frame.body, frame.signature))
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """The bytes of a frame: header, body, signature if there is one."""
+    flags = FLAG_SIGNED if frame.signature else 0
+    return b"".join((_header(frame, flags), frame.body, frame.signature))
+
+
+def signed_content(frame: Frame) -> bytes:
+    """Header and body as a signature covers them: the header already says that one follows."""
+    return b"".join((_header(frame, FLAG_SIGNED), frame.body))
 
 
 def decode_frame(data: Buffer) -> Frame:

@@ -87,6 +87,13 @@ def test_the_canonical_bytes_are_the_documented_layout() -> None:
     assert config().digest() == hashlib.sha256(b"SFL1\x01\x01\x01\x00" + expected).digest()
 
 
+@pytest.mark.parametrize("name", ["protocol", "adversary", "layout", "graph_source", "ring"])
+def test_a_bare_number_is_no_choice(name: str) -> None:
+    """It would encode as ACTIVE and run as semi-honest."""
+    with pytest.raises(ConfigurationError, match=f"{name} must be a"):
+        replace(config(), **{name: 1})
+
+
 @given(CONFIGS, st.data())
 def test_a_changed_configuration_is_an_error_or_another_digest(
     original: RoundConfig, data: st.DataObject

@@ -3,6 +3,8 @@
 The machines, messages and checks are the real ones; only the network is simulated. What the
 "server" of this process learns is in the transcript of the result. A secure sum hides the inputs
 behind the sum and does not make the sum private: for that, add noise before (differential privacy).
+Against an active server clients need identities that the server did not hand out; here one process
+makes fresh ones for the call, which shows what that variant does and costs, and protects nobody.
 """
 
 from __future__ import annotations
@@ -18,10 +20,21 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
 from securefl.protocols.secagg.server import SecAggServer
-from securefl.round import SERVER, ClientId, Cohort, Layout, RoundId, ThreatModel
+from securefl.round import (
+    SERVER,
+    Adversary,
+    ClientId,
+    Cohort,
+    GraphSource,
+    Layout,
+    RoundConfig,
+    RoundId,
+    ThreatModel,
+)
 from securefl.simulation.network import Direction
 from securefl.simulation.session import run_session
 
@@ -29,8 +42,8 @@ __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
-_PROTOCOLS = ("secagg",)
-_ADVERSARIES = ("semi-honest",)
+_PROTOCOLS = ("secagg", "secagg+")
+_ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
 
@@ -92,28 +105,39 @@ def secure_sum(
     adversary: str = "semi-honest",
     drop: Mapping[str, Collection[int]] | None = None,
     threshold: int | None = None,
+    degree: int | None = None,
     bits: int = 32,
+    experimental_active_graph: bool = False,
 ) -> SecureSum:
     """Sums integer vectors so that the server sees masked vectors and the sum only.
 
     Args:
         vectors: by client id (any integers), at least 3; equal lengths, 0 is allowed; lists,
             tuples or integer arrays with 0 <= value < 2^bits.
-        protocol: "secagg".
+        protocol: "secagg" (every client shares masks with every other) or "secagg+" (with
+            ``degree`` others on a random ring; one client in twenty, at least one, may collude).
         adversary: "semi-honest": the server follows the protocol and may collude with fewer than
-            ``threshold`` - 1 clients.
-        drop: phase ("advertise_keys", "share_keys", "masked_input_collection", "unmasking") to the
-            clients that vanish before they send that phase's message.
-        threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1. The
-            secret sharing threshold is one less.
+            ``threshold`` - 1 clients. "active": it may also tell each client something else, and
+            collude with at most 2 (``threshold`` - 1) - n; one more phase, signed messages.
+        drop: phase ("advertise_keys", "share_keys", "masked_input_collection", with an active
+            adversary "consistency_check", "unmasking") to the clients that vanish before they send
+            that phase's message.
+        threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1 (more
+            where an active adversary needs more). In "secagg" the secret sharing threshold is one
+            less. In "secagg+" it counts until the vectors are in; after that every client needs
+            enough of its neighbours.
+        degree: neighbours per client in "secagg+", even; default the smallest that is safe.
         bits: the sum is modulo 2^bits, 1..64.
+        experimental_active_graph: must be True for "secagg+" against an active adversary, for which
+            there is an argument and no published proof.
 
     Returns:
         The sum over the clients that stayed until their vector was sent, exact modulo 2^bits.
 
     Raises:
         ConfigurationError: for input that cannot be summed; names client, index and value.
-        BelowThreshold: fewer than ``threshold`` clients were left in some phase. No sum was opened.
+        BelowThreshold: fewer than ``threshold`` clients were left in some phase, or fewer
+            neighbours than shares are needed. No sum was opened.
 
     >>> result = secure_sum(
     ...     {1: [1, 2], 2: [10, 20], 3: [100, 200], 4: [1000, 2000]},
@@ -121,18 +145,20 @@ def secure_sum(
     ... )
     >>> result.sum.tolist(), result.survivors
     ([111, 222], (1, 2, 3))
+    >>> secure_sum({u: [u] for u in range(12)}, protocol="secagg+", adversary="semi-honest").sum[0]
+    np.uint64(66)
     """
     if protocol not in _PROTOCOLS:
         raise ConfigurationError(f"this version has protocols {_PROTOCOLS}, found {protocol!r}")
     if adversary not in _ADVERSARIES:
         raise ConfigurationError(
-            f"this version implements the adversaries {_ADVERSARIES} (a server that follows the "
-            f"protocol), found {adversary!r}"
+            f"the adversary is one of {tuple(_ADVERSARIES)} (a server that follows the protocol, "
+            f"or one that does not), found {adversary!r}"
         )
     bits = _whole("bits", bits, least=1, most=64)
     outside = _client_ids(vectors)
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
-    params = _params(len(outside), threshold)
+    params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
     ring = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
     lengths = {c: len(ring[inside[c]]) for c in outside}
     m = lengths[outside[0]]
@@ -150,13 +176,12 @@ def secure_sum(
         context_digest=_CONTEXT,
         server_nonce=os.urandom(32),
     )
-    server = SecAggServer(config)
+    server, clients = _machines(
+        config,
+        # The caller chose the threshold for all clients: none of them has a policy of its own.
+        ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
+    )
     drops = _drops(drop, inside, server.phases)
-    # The caller chose the threshold for all clients, so none of them has a policy of its own.
-    policy = ClientPolicy(gamma=0)
-    clients = {
-        u: SecAggClient(u, config, context_digest=_CONTEXT, policy=policy) for u in config.cohort
-    }
     result = run_session(server, clients, ring, drops=drops)
 
     def name(u: ClientId) -> int | Literal["server"]:
@@ -202,21 +227,83 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _params(n: int, threshold: int | None) -> SecAggParams:
-    """The strongest parameters with this many alive: t = threshold - 1, any t - 1 may collude."""
-    wanted = default_threshold(n) if threshold is None else threshold
-    alive = _whole("threshold", wanted, least=3, most=n)
-    threat = ThreatModel(corrupt=alive - 2, dropped=n - alive)
-    return SecAggParams.complete(n, threat, t=alive - 1, n_min=alive, layout=Layout.OTHERS)
+def _machines(
+    config: RoundConfig, policy: ClientPolicy
+) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
+    """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
+    identities: dict[ClientId, IdentityKey] = {}
+    if config.adversary is Adversary.ACTIVE:
+        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
+    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+    clients = {
+        u: SecAggClient(
+            u,
+            config,
+            context_digest=_CONTEXT,
+            policy=policy,
+            identity=identities.get(u),
+            directory=directory,
+        )
+        for u in config.cohort
+    }
+    server = SecAggServer(config, directory=directory)
+    if config.graph_source is GraphSource.BEACON:
+        beacon = os.urandom(32)
+        server.set_beacon(beacon)
+        for client in clients.values():
+            client.set_beacon(beacon)
+    return server, clients
 
 
-def _whole(name: str, value: object, *, least: int, most: int) -> int:
+def _params(
+    n: int, protocol: str, adversary: Adversary, threshold: int | None, degree: int | None
+) -> SecAggParams:
+    """The strongest parameters with this many alive."""
+    active = adversary is Adversary.ACTIVE
+    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
+    least = -(-(n + 3) // 2) if active and protocol == "secagg" else 3
+    wanted = max(default_threshold(n), least) if threshold is None else threshold
+    against = f" against an active server ({n} clients)" if least > 3 else ""
+    alive = _whole("threshold", wanted, least=least, most=n, why=against)
+    if protocol == "secagg+":
+        return _sparse(n, adversary, alive, degree)
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; "secagg" joins everybody'
+        )
+    t = alive - 1
+    threat = ThreatModel(
+        adversary=adversary, corrupt=2 * t - n if active else t - 1, dropped=n - alive
+    )
+    return SecAggParams.complete(n, threat, t=t, n_min=alive, layout=Layout.OTHERS)
+
+
+def _sparse(n: int, adversary: Adversary, alive: int, degree: int | None) -> SecAggParams:
+    """SecAgg+ with this degree, or the smallest that is safe and survives the dropouts."""
+    threat = ThreatModel(adversary=adversary, corrupt=max(1, -(-n // 20)), dropped=n - alive)
+    if degree is not None:
+        return SecAggParams.harary(
+            n, threat, k=_whole("degree", degree, least=2, most=n - 1, why=", an even integer")
+        )
+    for k in range(2, n - 1, 2):
+        try:
+            return SecAggParams.harary(n, threat, k=k)
+        except ConfigurationError:
+            continue
+    raise ConfigurationError(
+        f"no neighbour graph on {n} clients is safe with {threat.corrupt} corrupt and "
+        f"{threat.dropped} dropped ones against an {adversary.name} server; "
+        'raise threshold or use protocol "secagg"'
+    )
+
+
+def _whole(name: str, value: object, *, least: int, most: int, why: str = "") -> int:
     """An integer of any kind within a range; no bools, no floats."""
     if not isinstance(value, bool | np.bool_) and isinstance(value, int | np.integer):
         whole = operator.index(value)
         if least <= whole <= most:
             return whole
-    raise ConfigurationError(f"{name} must be an integer in {least}..{most}, found {value!r}")
+    raise ConfigurationError(f"{name} must be an integer in {least}..{most}{why}, found {value!r}")
 
 
 def _drops(

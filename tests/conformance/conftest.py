@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
-from securefl.round import ClientId, Cohort, Layout, RoundId, ThreatModel
+from securefl.round import (
+    Adversary,
+    ClientId,
+    Cohort,
+    GraphSource,
+    Layout,
+    RoundId,
+    ThreatModel,
+)
 from securefl.wire import Frame, decode_frame, encode_frame
 
 N, ALIVE = 7, 5
@@ -20,12 +29,19 @@ N, ALIVE = 7, 5
 
 @dataclass
 class Instance:
-    """One fresh session of a protocol: 7 clients, 5 of whom must stay."""
+    """One fresh session of a protocol: 7 clients, ``alive`` of whom must stay.
+
+    A sparse graph counts neighbourhoods: once inputs are in, more may leave if they leave the
+    right ones, so the threshold is exact only before.
+    """
 
     server: ServerMachine
     clients: dict[ClientId, ClientMachine]
     modulus: int
     m: int
+    alive: int = ALIVE
+    sparse: bool = False
+    identities: dict[ClientId, IdentityKey] = field(default_factory=dict)
 
     def vector(self, values: list[int]) -> RingVector:
         return RingVector(np.array(values, dtype=ring_dtype(self.modulus)), self.modulus)
@@ -37,9 +53,20 @@ def edited(frame: bytes, **changes: object) -> bytes:
     return encode_frame(Frame(**{**fields, **changes}))
 
 
-def secagg(layout: Layout) -> Callable[[], Instance]:
+def secagg(
+    *,
+    layout: Layout = Layout.OTHERS,
+    active: bool = False,
+    k: int | None = None,
+    alive: int = ALIVE,
+) -> Callable[[], Instance]:
     def build() -> Instance:
-        params = SecAggParams.complete(N, ThreatModel(corrupt=1, dropped=N - ALIVE), layout=layout)
+        adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
+        threat = ThreatModel(adversary=adversary, corrupt=1, dropped=N - alive)
+        if k is None:
+            params = SecAggParams.complete(N, threat, layout=layout)
+        else:
+            params = SecAggParams.harary(N, threat, k=k)
         config = params.config(
             round_id=RoundId(9),
             cohort=Cohort.of(range(1, N + 1)),
@@ -48,16 +75,39 @@ def secagg(layout: Layout) -> Callable[[], Instance]:
             context_digest=bytes(32),
             server_nonce=os.urandom(32),
         )
+        policy = ClientPolicy(gamma=0, experimental_active_graph=True)
+        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
+        directory = IdentityDirectory({u: key.public for u, key in identities.items()})
         clients = {
-            u: SecAggClient(u, config, context_digest=bytes(32), policy=ClientPolicy(gamma=0))
+            u: SecAggClient(
+                u,
+                config,
+                context_digest=bytes(32),
+                policy=policy,
+                identity=identities[u],
+                directory=directory,
+            )
             for u in config.cohort
         }
-        return Instance(SecAggServer(config), dict(clients), config.modulus, config.m)
+        server = SecAggServer(config, directory=directory)
+        if config.graph_source is GraphSource.BEACON:
+            beacon = os.urandom(32)
+            for machine in (server, *clients.values()):
+                machine.set_beacon(beacon)
+        sparse = k is not None
+        return Instance(server, dict(clients), config.modulus, config.m, alive, sparse, identities)
 
     return build
 
 
-PROTOCOLS = {"secagg": secagg(Layout.OTHERS), "secagg-own-share": secagg(Layout.ALL)}
+PROTOCOLS = {
+    "secagg": secagg(),
+    "secagg-own-share": secagg(layout=Layout.ALL),
+    "secagg-active": secagg(active=True),
+    "secagg-own-share-active": secagg(layout=Layout.ALL, active=True),
+    "secagg+": secagg(k=4),
+    "secagg+-active": secagg(k=4, active=True, alive=6),
+}
 
 
 @pytest.fixture(params=list(PROTOCOLS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +11,20 @@ from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError, Equivocation, SecureFLError
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import Outbound
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
-from securefl.round import SERVER, ClientId, Cohort, Layout, RoundConfig, RoundId, ThreatModel
+from securefl.round import (
+    SERVER,
+    Adversary,
+    ClientId,
+    Cohort,
+    GraphSource,
+    Layout,
+    RoundConfig,
+    RoundId,
+    ThreatModel,
+)
 from securefl.simulation.network import (
     Delivery,
     Direction,
@@ -31,21 +41,51 @@ CONTEXT = bytes(32)
 
 
 def machines(
-    n: int, alive: int, m: int, b: int, layout: Layout, ids: list[int] | None = None
+    n: int,
+    alive: int,
+    m: int,
+    b: int,
+    layout: Layout = Layout.OTHERS,
+    *,
+    k: int | None = None,
+    active: bool = False,
+    ids: list[int] | None = None,
 ) -> tuple[SecAggServer, dict[ClientId, SecAggClient], RoundConfig]:
     cohort = Cohort.of(range(10, 10 + n) if ids is None else ids)
-    threat = ThreatModel(corrupt=1, dropped=n - alive)
-    config = SecAggParams.complete(n, threat, layout=layout).config(
+    adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
+    threat = ThreatModel(adversary=adversary, corrupt=1, dropped=n - alive)
+    if k is None:
+        params = SecAggParams.complete(n, threat, layout=layout)
+    else:
+        params = SecAggParams.harary(n, threat, k=k)
+    config = params.config(
         round_id=RoundId(1),
         cohort=cohort,
         m=m,
         b=b,
         context_digest=CONTEXT,
-        server_nonce=os.urandom(32),
+        server_nonce=bytes(32),
     )
-    policy = ClientPolicy(gamma=0)
-    clients = {u: SecAggClient(u, config, context_digest=CONTEXT, policy=policy) for u in cohort}
-    return SecAggServer(config), clients, config
+    policy = ClientPolicy(gamma=0, experimental_active_graph=True)
+    identities = {u: IdentityKey(bytes([u] * 32)) for u in cohort}
+    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+    clients = {
+        u: SecAggClient(
+            u,
+            config,
+            context_digest=CONTEXT,
+            policy=policy,
+            identity=identities[u],
+            directory=directory,
+            random_bytes=np.random.default_rng(u).bytes,  # hypothesis repeats sessions exactly
+        )
+        for u in cohort
+    }
+    server = SecAggServer(config, directory=directory)
+    if config.graph_source is GraphSource.BEACON:
+        for machine in (server, *clients.values()):
+            machine.set_beacon(bytes(32))
+    return server, clients, config
 
 
 def random_vector(draw: st.DrawFn, m: int, b: int) -> list[int]:
@@ -144,12 +184,27 @@ def test_fewer_than_three_clients_are_refused(n: int) -> None:
 # -- noise on the wire ----------------------------------------------------------------------------
 
 
-def prepared(phase: str) -> tuple[SecAggServer, dict[ClientId, SecAggClient], list[bytes]]:
+VARIANTS = {
+    "secagg": {"n": 4, "alive": 3},
+    "secagg, active": {"n": 4, "alive": 4, "active": True},
+    "secagg+": {"n": 6, "alive": 5, "k": 4},
+    "secagg+, active": {"n": 6, "alive": 5, "k": 4, "active": True},
+}
+PLACES = [
+    (variant, phase)
+    for variant, what in VARIANTS.items()
+    for phase in [*PHASES[:3], *["consistency_check"] * ("active" in what), PHASES[3]]
+]
+
+
+def prepared(
+    variant: str, phase: str
+) -> tuple[SecAggServer, dict[ClientId, SecAggClient], list[bytes]]:
     """Machines waiting in a phase, and genuine frames to mutate."""
-    server, clients, config = machines(4, 3, 3, 16, Layout.OTHERS)
+    server, clients, config = machines(m=3, b=16, **VARIANTS[variant])
     frames: list[bytes] = []
     waiting = {u: c.start() for u, c in clients.items()}
-    for here in PHASES:
+    for here in server.phases:
         frames += [o.frame for out in waiting.values() for o in out if isinstance(o, Outbound)]
         if here == phase:
             break
@@ -169,12 +224,12 @@ def prepared(phase: str) -> tuple[SecAggServer, dict[ClientId, SecAggClient], li
     return server, clients, frames
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("variant", "phase"), PLACES)
 @given(data=st.data())
 def test_random_and_mutated_bytes_raise_errors_of_the_tree_only(
-    phase: str, data: st.DataObject
+    variant: str, phase: str, data: st.DataObject
 ) -> None:
-    server, clients, frames = prepared(phase)
+    server, clients, frames = prepared(variant, phase)
     for _ in range(data.draw(st.integers(1, 4))):
         if data.draw(st.integers(0, 9)) == 0:
             raw = bytearray(data.draw(st.binary(max_size=200)))
@@ -191,15 +246,18 @@ def test_random_and_mutated_bytes_raise_errors_of_the_tree_only(
             assert str(error)
 
 
-@given(st.data())
-def test_tampered_sessions_end_in_the_right_sum_or_an_error(data: st.DataObject) -> None:
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@given(data=st.data())
+def test_tampered_sessions_end_in_the_right_sum_or_an_error(
+    variant: str, data: st.DataObject
+) -> None:
     """A hostile wire changes all but two kinds of frames: a right sum, or an error.
 
     A changed MaskedInput is a changed input, which nothing can detect. A changed ShareDelivery
     tells a client another U2, so its masks do not cancel: see the next test.
     """
-    n, m, b = 5, 3, 16
-    server, clients, config = machines(n, 3, m, b, Layout.OTHERS)
+    m = 3
+    server, clients, config = machines(m=m, b=16, **VARIANTS[variant])
     rate = data.draw(st.sampled_from([5, 20]))
     changed: set[ClientId] = set()
 

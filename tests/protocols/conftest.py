@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from securefl.modular import RingVector
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import Event, Outbound
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
-from securefl.round import ClientId, Cohort, Layout, RoundConfig, RoundId, ThreatModel
-from securefl.wire import Frame, decode_frame, encode_frame
+from securefl.protocols.secagg.keys import KeySchedule
+from securefl.round import (
+    SERVER,
+    Adversary,
+    ClientId,
+    Cohort,
+    GraphSource,
+    Layout,
+    RoundConfig,
+    RoundId,
+    ThreatModel,
+)
+from securefl.wire import Frame, decode_frame, encode_frame, signed_content
 
 CONTEXT = bytes(range(32))
 
@@ -26,6 +39,7 @@ class Bench:
     server: SecAggServer
     clients: dict[ClientId, SecAggClient]
     vectors: dict[ClientId, RingVector]
+    identities: dict[ClientId, IdentityKey] = field(default_factory=dict)
     inbox: dict[ClientId, bytes] = field(default_factory=dict)
     sent: dict[tuple[ClientId, str], bytes] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -80,6 +94,13 @@ class Bench:
         assert self.server.result is not None
         return self.server.result.vector
 
+    def signed(self, u: ClientId, frame: bytes) -> bytes:
+        """The frame under a fresh, valid signature of u."""
+        content = replace(decode_frame(frame), signature=b"")
+        keys = KeySchedule(self.config.protocol)
+        statement = keys.frame_statement(SERVER, signed_content(content))
+        return encode_frame(replace(content, signature=self.identities[u].sign(statement)))
+
     def plain_sum(self, ids: Iterable[int]) -> list[int]:
         total = [0] * self.config.m
         for u in ids:
@@ -109,6 +130,10 @@ class Tools:
     context: bytes
 
 
+def identity_secret(u: int) -> bytes:
+    return hashlib.sha256(b"identity of %d" % u).digest()
+
+
 def make(
     n: int = 5,
     *,
@@ -119,14 +144,22 @@ def make(
     m: int = 4,
     b: int = 20,
     layout: Layout = Layout.OTHERS,
+    k: int | None = None,
+    active: bool = False,
+    source: GraphSource | None = None,
+    beacon: bytes | None = b"beacon..beacon..beacon..beacon..",
     ids: Iterable[int] | None = None,
     random_of: Callable[[ClientId], Callable[[int], bytes]] | None = None,
     nonce: bytes = bytes(32),
     round_id: int = 3,
 ) -> Bench:
     cohort = Cohort.of(range(1, n + 1) if ids is None else ids)
-    threat = ThreatModel(corrupt=A, dropped=D)
-    params = SecAggParams.complete(n, threat, t=t, n_min=n_min, layout=layout)
+    adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
+    threat = ThreatModel(adversary=adversary, corrupt=A, dropped=D)
+    if k is None:
+        params = SecAggParams.complete(n, threat, t=t, n_min=n_min, layout=layout)
+    else:
+        params = SecAggParams.harary(n, threat, k=k, t=t, n_min=n_min, graph_source=source)
     config = params.config(
         round_id=RoundId(round_id),
         cohort=cohort,
@@ -135,13 +168,17 @@ def make(
         context_digest=CONTEXT,
         server_nonce=nonce,
     )
-    policy = ClientPolicy(gamma=0)
+    policy = ClientPolicy(gamma=0, experimental_active_graph=True)
+    identities = {u: IdentityKey(identity_secret(u)) for u in cohort} if active else {}
+    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
     clients = {
         u: SecAggClient(
             u,
             config,
             context_digest=CONTEXT,
             policy=policy,
+            identity=identities.get(u),
+            directory=directory,
             random_bytes=os.urandom if random_of is None else random_of(u),
         )
         for u in cohort
@@ -157,7 +194,13 @@ def make(
         )
         for u in cohort
     }
-    return Bench(config=config, server=SecAggServer(config), clients=clients, vectors=vectors)
+    server = SecAggServer(config, directory=directory)
+    if config.graph_source is GraphSource.BEACON and beacon is not None:
+        for machine in (server, *clients.values()):
+            machine.set_beacon(beacon)
+    return Bench(
+        config=config, server=server, clients=clients, vectors=vectors, identities=identities
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.round import Adversary
 from securefl.simulation.secure_sum import default_threshold, secure_sum
 from securefl.wire import HEADER_BYTES, decode_frame
 
@@ -74,6 +75,54 @@ def test_lists_tuples_and_arrays_are_equal(kind: Any) -> None:
 def test_numpy_scalars_are_integers() -> None:
     result = secure_sum({np.int64(c): [np.uint8(c)] for c in (1, 2, 3)})
     assert result.sum.tolist() == [6]
+
+
+@given(st.data())
+def test_all_variants_give_the_plain_sum_or_below_threshold(data: st.DataObject) -> None:
+    n = data.draw(st.integers(4, 14))
+    protocol = data.draw(st.sampled_from(["secagg", "secagg+"]))
+    adversary = data.draw(st.sampled_from(["semi-honest", "active"]))
+    vectors = {c: [c, 3 * c + 1] for c in range(n)}
+    phases = [*PHASES[:3], *["consistency_check"] * (adversary == "active"), PHASES[3]]
+    gone = data.draw(st.lists(st.sampled_from(range(n)), unique=True, max_size=n // 3))
+    when = {c: data.draw(st.sampled_from(phases)) for c in gone}
+    threshold = data.draw(st.integers(max(3, -(-(n + 3) // 2)), n))
+    drop = {p: [c for c, w in when.items() if w == p] for p in phases}
+    alive = {p: n - sum(phases.index(w) <= i for w in when.values()) for i, p in enumerate(phases)}
+    try:
+        result = secure_sum(
+            vectors, protocol=protocol, adversary=adversary, drop=drop, threshold=threshold,
+            bits=16, experimental_active_graph=True,
+        )  # fmt: skip
+    except BelowThreshold as error:
+        # After the vectors are in, a sparse graph needs enough neighbours: too few of them may be
+        # left although there are enough clients.
+        late = protocol == "secagg+" and phases.index(error.phase) >= 2
+        assert late or alive[error.phase] < threshold
+        return
+    except ConfigurationError as error:
+        assert protocol == "secagg+" and "no neighbour graph" in str(error)
+        return
+    stayed = [c for c in vectors if c not in when or phases.index(when[c]) > 2]
+    assert result.survivors == tuple(stayed)
+    assert result.sum.tolist() == [sum(vectors[c][i] for c in stayed) % 2**16 for i in (0, 1)]
+    assert {r.phase for r in result.transcript} == set(phases)
+    up = {c: sum(len(r.frame) for r in result.transcript if r.sender == c) for c in vectors}
+    assert up == result.bytes_up
+
+
+def test_sparse_and_active_sums_of_many_clients() -> None:
+    vectors = {c: [c] for c in range(100)}
+    gone = list(range(0, 100, 10))
+    result = secure_sum(
+        vectors, protocol="secagg+", drop={"masked_input_collection": gone}, threshold=90
+    )
+    assert result.sum.tolist() == [sum(range(100)) - sum(gone)]
+    dense = secure_sum(vectors, threshold=90)
+    assert result.total_bytes_up < dense.total_bytes_up / 3
+    few = {c: [c] for c in range(30)}
+    active = secure_sum(few, adversary="active", drop={"consistency_check": [0, 10, 20]})
+    assert active.sum.tolist() == [sum(range(30))]
 
 
 def test_the_default_threshold_is_two_thirds_and_one() -> None:
@@ -142,7 +191,17 @@ def test_the_transcript_tells_who_sent_what_in_the_callers_ids() -> None:
         (THREE, {"threshold": 2}, r"threshold must be an integer in 3\.\.3, found 2"),
         (THREE, {"threshold": 4}, "threshold"),
         (THREE, {"protocol": "magic"}, "protocols .*'secagg'.*found 'magic'"),
-        (THREE, {"adversary": "active"}, "semi-honest"),
+        ({c: [1] for c in range(5)}, {"adversary": "active", "threshold": 3}, r"in 4\.\.5 against"),
+        (THREE, {"protocol": "secagg+"}, "no neighbour graph on 3 clients"),
+        (THREE, {"degree": 2}, 'belongs to protocol "secagg\\+"'),
+        ({c: [1] for c in range(9)}, {"protocol": "secagg+", "degree": 3}, "even number"),
+        ({c: [1] for c in range(9)}, {"protocol": "secagg+", "degree": True}, "even integer"),
+        ({c: [1] for c in range(9)}, {"protocol": "secagg+", "degree": 2}, "could cut a ring"),
+        (
+            {c: [1] for c in range(12)},
+            {"protocol": "secagg+", "adversary": "active", "threshold": 11},
+            "no published proof",
+        ),
         (THREE, {"adversary": "nobody"}, "semi-honest"),
         (THREE, {"drop": {"lunch": [1]}}, "unknown phase 'lunch'; possible are .*unmasking"),
         (THREE, {"drop": {"consistency_check": [1]}}, "unknown phase"),
@@ -210,7 +269,7 @@ def test_the_threshold_decides_how_many_may_collude() -> None:
 def secure_sum_params(n: int, threshold: int | None) -> tuple[int, int, int]:
     from securefl.simulation.secure_sum import _params
 
-    params = _params(n, threshold)
+    params = _params(n, "secagg", Adversary.SEMI_HONEST, threshold, None)
     return params.n_min, params.t, params.threat.corrupt
 
 

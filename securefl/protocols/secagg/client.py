@@ -1,11 +1,13 @@
 """The client's machine: one session, one input, one answer.
 
-Bonawitz et al. 2017, figure 4, users' side. **Use once:** a second answer to a second unmask
-request could open this client's peers, and a second input under the same masks would give away
-the difference of the two. Adversary of this version: a server that follows the protocol and sees
-everything it receives, colluding with up to A < t clients; it learns the sum over U3 and who took
-part. Every check that does not need signatures is made nevertheless, and none of them lets the
-server ask for both kinds of share of one client.
+Bonawitz et al. 2017, figure 4, users' side; on a sparse graph Bell et al. 2020. **Use once:** a
+second answer to a second unmask request could open this client's peers, and a second input under
+the same masks would give away the difference of the two. Two adversaries, chosen by the
+configuration. *Semi-honest*: a server that follows the protocol and sees everything it receives,
+with up to c < t colluding holders of any secret. *Active*: a server that may also tell each client
+something else; then keys are signed by identities from a directory that the server cannot change,
+a client answers for the one survivor list that it signed, and only when t holders signed the same
+list. Either learns the sum over U3 and who took part.
 The machine knows no floats and no model: it masks integers. The sum it helps to open is not
 differentially private by itself.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NoReturn, TypeVar
 
@@ -27,6 +29,7 @@ from securefl.errors import (
     ConfigurationError,
     DecryptionFailed,
     Equivocation,
+    InvalidSignature,
     LocalProtocolError,
     PeerProtocolError,
     RosterMismatch,
@@ -36,6 +39,7 @@ from securefl.errors import (
 from securefl.modular import RingVector, Words
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
 from securefl.primitives.sharing import parse_share_words, share
+from securefl.primitives.signing import BadSignature, IdentityDirectory, IdentityKey
 from securefl.protocols.machine import (
     Aborted,
     Event,
@@ -44,8 +48,8 @@ from securefl.protocols.machine import (
     Reason,
     ShareUnreadable,
 )
-from securefl.protocols.secagg import keys
-from securefl.protocols.secagg.graph import CompleteGraph
+from securefl.protocols.secagg.graph import NeighbourGraph, graph_of
+from securefl.protocols.secagg.keys import SEED_BYTES, KeySchedule, audit_root
 from securefl.protocols.secagg.masks import mask_in_place
 from securefl.protocols.secagg.messages import (
     B_WORDS,
@@ -54,8 +58,12 @@ from securefl.protocols.secagg.messages import (
     AdvertiseKeys,
     EncryptedShares,
     KeyRoster,
+    NeighbourRoster,
     RosterEntry,
     ShareDelivery,
+    SignedUnmaskRequest,
+    SurvivorNotice,
+    SurvivorSignature,
     UnmaskRequest,
     UnmaskShares,
     message_type,
@@ -67,8 +75,24 @@ from securefl.protocols.secagg.transitions import (
     client_row,
     next_client_phase,
 )
-from securefl.round import SERVER, ClientId, Layout, RoundConfig
-from securefl.wire import Buffer, Frame, decode_frame, encode_frame, pack_words
+from securefl.round import (
+    SERVER,
+    Adversary,
+    ClientId,
+    GraphSource,
+    Layout,
+    Protocol,
+    RoundConfig,
+)
+from securefl.wire import (
+    Buffer,
+    Frame,
+    decode_frame,
+    encode_frame,
+    pack_bitmap,
+    pack_words,
+    signed_content,
+)
 
 __all__ = ["SecAggClient"]
 
@@ -105,13 +129,17 @@ class SecAggClient:
         context_digest: 32 bytes, computed by this client from the model, codec and plan it
             received itself. It must equal the configuration's.
         policy: what this client demands of any configuration.
+        identity: this client's long-term key; needed against an active server.
+        directory: everybody's public identity keys, obtained without the server; needed then too.
         random_bytes: source of secrets. The default asks the operating system. Anything else is
             for tests and vectors. Read in this order: c_sk 32, s_sk 32, b_u 16 by ``start()``;
             coefficients of b's shares, then of s's, on the roster.
 
     Raises:
         ConfigurationError: if the configuration is unsafe, weaker than the policy, of another
-            context, or without this client. Nothing has been emitted then.
+            context, or without this client; against an active server also if identity or
+            directory is missing, or a cohort member has no identity in it. Nothing has been
+            emitted then.
     """
 
     def __init__(
@@ -121,6 +149,8 @@ class SecAggClient:
         *,
         context_digest: bytes,
         policy: ClientPolicy | None = None,
+        identity: IdentityKey | None = None,
+        directory: IdentityDirectory | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         check_policy(config, policy if policy is not None else ClientPolicy())
@@ -131,10 +161,18 @@ class SecAggClient:
                 f"client {client_id} works on another context (model, codec or plan) than the "
                 "configuration says: nothing is sent, because sums of different things mean nothing"
             )
+        self._active = config.adversary is Adversary.ACTIVE
+        if self._active:
+            _check_identities(client_id, config, identity, directory)
         self._u = client_id
         self._config = config
         self._config_digest = config.digest()
-        self._graph = CompleteGraph(config.cohort, config.layout)
+        self._keys = KeySchedule(config.protocol)
+        self._identity = identity if self._active else None
+        self._directory = directory if self._active else None
+        self._graph: NeighbourGraph | None = None
+        if config.graph_source is GraphSource.SERVER:
+            self._graph = graph_of(config, config.graph_value)
         self._own_share = config.layout is Layout.ALL
         self._random_bytes = random_bytes
         self._phase = Phase.ADVERTISE_KEYS
@@ -143,6 +181,8 @@ class SecAggClient:
         self._own_entry: RosterEntry | None = None
         self._P: tuple[ClientId, ...] = ()
         self._in_U2: NDArray[np.bool_] | None = None
+        self._in_U3: NDArray[np.bool_] | None = None
+        self._survivors: bytes | None = None
         self._readable: NDArray[np.bool_] | None = None
         self._input_given = False
         self._emitted_input = False
@@ -174,6 +214,25 @@ class SecAggClient:
 
     # -- calls ------------------------------------------------------------------------------------
 
+    def set_beacon(self, value: bytes) -> None:
+        """Gives the beacon's output that shapes the graph: once, before the key roster.
+
+        Args:
+            value: 32 bytes that nobody could predict when the configuration was made, the same for
+                all parties.
+
+        Raises:
+            LocalProtocolError: if the configuration takes no beacon, for a second or a late call,
+                or a value that is not 32 bytes.
+        """
+        if self._config.graph_source is not GraphSource.BEACON or self._graph is not None:
+            raise LocalProtocolError("this session takes no beacon, or has one already")
+        if self._phase not in (Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS):
+            raise LocalProtocolError(f"no beacon is taken in phase {self._phase}")
+        if not isinstance(value, bytes) or len(value) != 32:
+            raise LocalProtocolError("a beacon's output is 32 bytes")
+        self._graph = graph_of(self._config, value)
+
     def start(self) -> list[Outbound | Event]:
         """Makes fresh keys and advertises them.
 
@@ -186,16 +245,17 @@ class SecAggClient:
         secrets.c = AgreementKey(self._random_bytes(32))
         secrets.s_sk = self._random_bytes(32)
         secrets.s = AgreementKey(secrets.s_sk)
-        secrets.b = self._random_bytes(keys.SEED_BYTES)
-        self._own_entry = RosterEntry(self._u, secrets.c.public, secrets.s.public)
-        message = AdvertiseKeys(
-            c_pk=secrets.c.public,
-            s_pk=secrets.s.public,
-            commitment=keys.seed_commitment(
-                self._config_digest, self._u, secrets.c.public, secrets.b
-            ),
+        secrets.b = self._random_bytes(SEED_BYTES)
+        commitment = self._keys.seed_commitment(
+            self._config_digest, self._u, secrets.c.public, secrets.b
         )
-        return [self._emit(message.encode(), session=self._config_digest)]
+        message = AdvertiseKeys(c_pk=secrets.c.public, s_pk=secrets.s.public, commitment=commitment)
+        out = self._emit(message.encode(), session=self._config_digest)
+        self._own_entry = RosterEntry(self._u, secrets.c.public, secrets.s.public)
+        if self._active:
+            signature = decode_frame(out.frame).signature
+            self._own_entry = self._own_entry._replace(commitment=commitment, signature=signature)
+        return [out]
 
     def set_input(self, vector: RingVector) -> list[Outbound | Event]:
         """Gives the input: once, at any time until it is needed.
@@ -214,7 +274,7 @@ class SecAggClient:
             raise LocalProtocolError(
                 "the input was given already; masking two inputs would give away their difference"
             )
-        if self._secrets is None or self._phase is Phase.UNMASKING:
+        if self._secrets is None or self._phase in (Phase.CONSISTENCY_CHECK, Phase.UNMASKING):
             raise LocalProtocolError(f"no input is taken in phase {self._phase}")
         if vector.modulus != self._config.modulus or len(vector) != self._config.m:
             raise LocalProtocolError(
@@ -247,9 +307,10 @@ class SecAggClient:
         Raises:
             WireError: bytes that are no frame; nothing changes.
             UnexpectedMessage: a frame for another phase, sender, round or session; nothing changes.
-            MalformedMessage, RosterMismatch, DecryptionFailed, Equivocation, BelowThreshold: the
-                session is over for this client: secrets wiped, phase ABORTED, the Abort frame to
-                send in ``.outbound``.
+            LocalProtocolError: the roster came before :meth:`set_beacon`; nothing changes.
+            MalformedMessage, RosterMismatch, DecryptionFailed, Equivocation, InvalidSignature,
+                BelowThreshold: the session is over for this client: secrets wiped, phase ABORTED,
+                the Abort frame to send in ``.outbound``.
         """
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
@@ -270,6 +331,8 @@ class SecAggClient:
             )
         if row is None or row.accepts is not kind:
             raise self._unexpected(f"{kind.name} in phase {self._phase}")
+        if self._graph is None:
+            raise LocalProtocolError("the roster came before the beacon: call set_beacon first")
         try:
             out = self._handle(kind, parsed.body)
         except WireError as error:
@@ -303,7 +366,10 @@ class SecAggClient:
         handlers = {
             MessageType.KEY_ROSTER: self._on_key_roster,
             MessageType.SHARE_DELIVERY: self._on_share_delivery,
-            MessageType.UNMASK_REQUEST: self._on_unmask_request,
+            MessageType.SURVIVOR_NOTICE: self._on_survivor_notice,
+            MessageType.UNMASK_REQUEST: (
+                self._on_signed_request if self._active else self._on_unmask_request
+            ),
         }
         return handlers[kind](body)
 
@@ -323,6 +389,9 @@ class SecAggClient:
             session=session,
             body=body,
         )
+        if self._identity is not None:
+            statement = self._keys.frame_statement(SERVER, signed_content(frame))
+            frame = replace(frame, signature=self._identity.sign(statement))
         return Outbound(recipient=SERVER, frame=encode_frame(frame))
 
     # -- phases -----------------------------------------------------------------------------------
@@ -330,44 +399,113 @@ class SecAggClient:
     def _on_key_roster(self, body: Buffer) -> list[Outbound | Event]:
         """Checks U1, agrees with every peer, and deals the shares of b_u and s_sk."""
         secrets = self._live()
-        roster = KeyRoster.decode(body, most=self._config.n)
-        self._check_roster(roster)
-        peers = [entry for entry in roster.entries if entry.client != self._u]
-        if len(roster.entries) < self._config.n_min:
-            # On the complete graph n_min > t (params), so this also leaves t holders.
-            raise self._below(self._config.n_min, len(roster.entries))
-        session = keys.session_id(self._config_digest, [e.encode() for e in roster.entries])
+        read = self._read_roster if self._complete else self._read_neighbours
+        size, root, entries = read(body)
+        peers = [entry for entry in entries if entry.client != self._u]
+        if size < self._config.n_min:
+            raise self._below(self._config.n_min, size)
+        self._enough_holders(len(peers))
+        session = self._keys.session_id(self._config_digest, size, root)
         agreed = {entry.client: self._agree(entry) for entry in peers}
         P = tuple(entry.client for entry in peers)
         rows, own_b_share = self._deal(P)
         ciphertexts = tuple(
-            keys.seal_shares(agreed[v][0], session, self._u, v, row.tobytes())
+            self._keys.seal_shares(agreed[v][0], session, self._u, v, row.tobytes())
             for v, row in zip(P, rows, strict=True)
         )
         secrets.own_b_share = own_b_share
         for v, (channel, masks) in agreed.items():
-            secrets.channel_keys[v] = keys.channel_key(channel, session, v, self._u)
-            secrets.pair_keys[v] = keys.pair_mask_key(masks, session, self._u, v)
+            secrets.channel_keys[v] = self._keys.channel_key(channel, session, v, self._u)
+            secrets.pair_keys[v] = self._keys.pair_mask_key(masks, session, self._u, v)
         secrets.c = secrets.s = secrets.s_sk = None  # all that they were for is derived
         self._session, self._P = session, P
         return [self._emit(EncryptedShares(ciphertexts=ciphertexts).encode(), session=session)]
 
-    def _check_roster(self, roster: KeyRoster) -> None:
-        ids = [entry.client for entry in roster.entries]
+    def _read_roster(self, body: Buffer) -> tuple[int, bytes, tuple[RosterEntry, ...]]:
+        """Size, root and entries of a roster that shows everybody."""
+        entries = KeyRoster.decode(body, most=self._config.n, signed=self._active).entries
+        self._check_entries(entries)
+        root = self._keys.roster_tree([e.encode() for e in entries]).root
+        return len(entries), root, entries
+
+    def _read_neighbours(self, body: Buffer) -> tuple[int, bytes, tuple[RosterEntry, ...]]:
+        """Size, root and entries of a roster that shows the neighbours, with proofs."""
+        most = self._config.k + 1
+        roster = NeighbourRoster.decode(body, most=most, signed=self._active)
+        entries = tuple(proven.entry for proven in roster.entries)
+        if roster.size > self._config.n:
+            raise RosterMismatch(
+                f"a roster of {roster.size} in a cohort of {self._config.n}", culprits=[SERVER]
+            )
+        places = [-1, *(proven.place for proven in roster.entries), roster.size]
+        if any(a >= b for a, b in pairwise(places)):
+            raise RosterMismatch("the roster's places are not ascending", culprits=[SERVER])
+        for proven in roster.entries:
+            leaf = self._keys.roster_leaf(proven.entry.encode())
+            if audit_root(leaf, proven.place, roster.size, proven.path) != roster.root:
+                raise RosterMismatch(
+                    f"client {proven.entry.client} is not in the roster with this root",
+                    culprits=[SERVER],
+                )
+        self._check_entries(entries)
+        return roster.size, roster.root, entries
+
+    def _check_entries(self, entries: tuple[RosterEntry, ...]) -> None:
+        ids = [entry.client for entry in entries]
         if any(a >= b for a, b in pairwise(ids)):
             raise RosterMismatch("the roster's ids are not ascending", culprits=[SERVER])
-        strangers = [u for u in ids if u not in self._config.cohort]
+        possible = {*self._neighbours_in(self._config.cohort.ids), self._u}
+        strangers = [u for u in ids if u not in possible]
         if strangers:
+            who = "the cohort" if self._complete else "this client's neighbourhood"
             raise RosterMismatch(
-                f"the roster has {strangers[:3]}, who are not in the cohort", culprits=[SERVER]
+                f"the roster has {strangers[:3]}, who are not in {who}", culprits=[SERVER]
             )
-        if self._own_entry not in roster.entries:
+        if self._own_entry not in entries:
             raise RosterMismatch(
                 "the roster does not show this client's own keys as it sent them", culprits=[SERVER]
             )
-        public = {key for entry in roster.entries for key in (entry.c_pk, entry.s_pk)}
-        if len(public) != 2 * len(roster.entries):
+        public = {key for entry in entries for key in (entry.c_pk, entry.s_pk)}
+        if len(public) != 2 * len(entries):
             raise RosterMismatch("one public key appears twice in the roster", culprits=[SERVER])
+        if self._active:
+            for entry in entries:
+                self._verify_entry(entry)
+
+    def _verify_entry(self, entry: RosterEntry) -> None:
+        """Rebuilds the peer's AdvertiseKeys frame and verifies its signature."""
+        message = AdvertiseKeys(c_pk=entry.c_pk, s_pk=entry.s_pk, commitment=entry.commitment)
+        frame = Frame(
+            protocol=self._config.protocol,
+            type=MessageType.ADVERTISE_KEYS,
+            sender=entry.client,
+            round_id=self._config.round_id,
+            session=self._config_digest,
+            body=message.encode(),
+        )
+        statement = self._keys.frame_statement(SERVER, signed_content(frame))
+        self._verify(entry.client, entry.signature, statement, "the keys in the roster")
+
+    def _verify(self, v: ClientId, signature: bytes, statement: bytes, what: str) -> None:
+        assert self._directory is not None  # noqa: S101  # active machines have one
+        try:
+            self._directory.verify(v, signature, statement)
+        except BadSignature as error:
+            # Client v never made it; whoever passed it on is the one that is known to cheat.
+            raise InvalidSignature(f"{what}: {error}", culprits=[SERVER]) from None
+
+    @property
+    def _complete(self) -> bool:
+        return self._config.protocol is Protocol.SECAGG
+
+    def _neighbours_in(self, members: Sequence[ClientId]) -> list[ClientId]:
+        assert self._graph is not None  # noqa: S101  # receive() refuses frames before the beacon
+        return self._graph.peers(self._u, members)
+
+    def _enough_holders(self, peers: int) -> None:
+        """At least t holders of this client's secrets must be there."""
+        if peers + self._own_share < self._config.t:
+            raise self._below(self._config.t + 1 - self._own_share, peers + 1)
 
     def _agree(self, entry: RosterEntry) -> tuple[bytes, bytes]:
         """X25519 with one peer's channel key and mask key: once each, then never again."""
@@ -400,8 +538,7 @@ class SecAggClient:
         secrets = self._live()
         delivery = ShareDelivery.decode(body, peers=len(self._P))
         Q = [v for v, there in zip(self._P, delivery.present, strict=True) if there]
-        if len(Q) + self._own_share < self._config.t:
-            raise self._below(self._config.t + 1 - self._own_share, len(Q) + 1)
+        self._enough_holders(len(Q))
         b_shares = np.zeros((len(Q), B_WORDS), dtype=np.uint32)
         s_shares = np.zeros((len(Q), S_WORDS), dtype=np.uint32)
         readable = np.zeros(len(Q), dtype=np.bool_)
@@ -428,7 +565,7 @@ class SecAggClient:
     def _open(self, v: ClientId, ciphertext: bytes) -> NDArray[np.uint32]:
         assert self._session is not None  # noqa: S101  # set on the roster
         key = self._live().channel_keys[v]
-        return parse_share_words(keys.open_shares(key, self._session, v, self._u, ciphertext))
+        return parse_share_words(self._keys.open_shares(key, self._session, v, self._u, ciphertext))
 
     def _mask_if_complete(self) -> list[Outbound | Event]:
         """Emits y_u once both the shares and the input are there."""
@@ -446,7 +583,7 @@ class SecAggClient:
         mask_in_place(
             secrets.words,
             u=self._u,
-            self_key=keys.self_mask_key(secrets.b, self._session, self._u),
+            self_key=self._keys.self_mask_key(secrets.b, self._session, self._u),
             pair_keys=secrets.pair_keys,
             modulus=self._config.modulus,
         )
@@ -456,28 +593,96 @@ class SecAggClient:
         self._emitted_input = True
         return [self._emit(body, session=self._session)]
 
-    def _on_unmask_request(self, body: Buffer) -> list[Outbound | Event]:
-        """Opens, per peer, the self-mask seed of a survivor or the mask key of a dropout."""
-        secrets = self._live()
-        assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # on U2
-        assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101
+    def _on_survivor_notice(self, body: Buffer) -> list[Outbound | Event]:
+        """Signs the one survivor list that it will answer for."""
+        assert self._in_U2 is not None and self._session is not None  # noqa: S101  # on U2
+        assert self._graph is not None and self._identity is not None  # noqa: S101
+        notice = SurvivorNotice.decode(body, n=self._config.n)
+        cohort = self._config.cohort
+        U3 = {u for u, there in zip(cohort.ids, notice.alive, strict=True) if there}
+        if self._u not in U3:
+            raise Equivocation("the survivor list leaves this client out", culprits=[SERVER])
+        Q = {v for v, there in zip(self._P, self._in_U2, strict=True) if there}
+        # The neighbourhood is that of the cohort: names without keys would only pad the list.
+        alive = self._graph.peers(self._u, U3)
+        if not Q.issuperset(alive):
+            raise Equivocation(
+                "the survivor list has clients who were not in U2", culprits=[SERVER]
+            )
+        self._enough_survivors(len(U3), len(alive))
+        broken = self._graph.fragments(U3, self._config.t)
+        if broken is not None:
+            raise BelowThreshold(
+                f"{broken}: opening this list would open sums of a few clients; nothing is signed",
+                needed=self._config.n_min,
+                had=len(U3),
+                phase=str(self._phase),
+            )
+        survivors = pack_bitmap(notice.alive)
+        signature = self._identity.sign(self._keys.survivor_statement(self._session, survivors))
+        self._survivors = survivors
+        self._in_U3 = np.array([v in U3 for v in self._P], dtype=np.bool_)
+        message = SurvivorSignature(signature=signature)
+        return [self._emit(message.encode(), session=self._session)]
+
+    def _on_signed_request(self, body: Buffer) -> list[Outbound | Event]:
+        """Active: answers for the list it signed, once t holders are seen to have signed it too."""
+        assert self._in_U3 is not None and self._survivors is not None  # noqa: S101  # on U3
         assert self._session is not None  # noqa: S101  # set on the roster
+        request = SignedUnmaskRequest.decode(body, most=len(self._P))
+        signers = [v for v, _ in request.signatures]
+        if any(a >= b for a, b in pairwise(signers)):
+            raise InvalidSignature(
+                "the signers are not ascending: one could count twice", culprits=[SERVER]
+            )
+        allowed = {v for v, there in zip(self._P, self._in_U3, strict=True) if there}
+        strangers = [v for v in signers if v not in allowed]
+        if strangers:
+            raise InvalidSignature(
+                f"signatures of {strangers[:3]}, who hold no share of this client's secrets or are "
+                "not on the list",
+                culprits=[SERVER],
+            )
+        statement = self._keys.survivor_statement(self._session, self._survivors)
+        for v, signature in request.signatures:
+            self._verify(v, signature, statement, "the list of survivors")
+        if len(signers) + self._own_share < self._config.t:
+            raise self._below(self._config.t, len(signers) + self._own_share)
+        return self._open_shares(self._in_U3)
+
+    def _on_unmask_request(self, body: Buffer) -> list[Outbound | Event]:
+        """Semi-honest: answers for the list in the request."""
+        assert self._in_U2 is not None  # noqa: S101  # on U2
         request = UnmaskRequest.decode(body, peers=len(self._P))
         survivors = int(request.alive.sum())
         if (request.alive & ~self._in_U2).any():
             raise Equivocation(
                 "the survivor list has clients who were not in U2", culprits=[SERVER]
             )
-        if request.size != survivors + 1:
+        # On a sparse graph the client sees its neighbours only and must believe the rest.
+        most = survivors + 1 + (0 if self._complete else self._config.n - 1 - len(self._P))
+        if not survivors + 1 <= request.size <= most:
             raise Equivocation(
                 f"the survivor list shows {survivors} peers and this client, "
                 f"but claims {request.size} survivors",
                 culprits=[SERVER],
             )
-        if request.size < self._config.n_min:
-            # Here too n_min > t leaves t holders among the survivors.
-            raise self._below(self._config.n_min, request.size)
-        alive = request.alive[self._in_U2]
+        self._enough_survivors(request.size, survivors)
+        return self._open_shares(request.alive)
+
+    def _enough_survivors(self, size: int, peers: int) -> None:
+        """At least n_min inputs in the sum, and t surviving holders."""
+        if size < self._config.n_min:
+            raise self._below(self._config.n_min, size)
+        self._enough_holders(peers)
+
+    def _open_shares(self, in_U3: NDArray[np.bool_]) -> list[Outbound | Event]:
+        """Opens, per peer, the self-mask seed of a survivor or the mask key of a dropout."""
+        secrets = self._live()
+        assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # on U2
+        assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101
+        assert self._session is not None  # noqa: S101  # set on the roster
+        alive = in_U3[self._in_U2]
         answer = UnmaskShares(
             readable=self._readable,
             own=secrets.own_b_share,
@@ -546,10 +751,33 @@ class SecAggClient:
         self.__reduce__()
 
 
+def _check_identities(
+    u: ClientId,
+    config: RoundConfig,
+    identity: IdentityKey | None,
+    directory: IdentityDirectory | None,
+) -> None:
+    """Everybody in the cohort, and this client with its own key, must be somebody known."""
+    if identity is None or directory is None:
+        raise ConfigurationError(
+            "against an active server a client needs its identity key and the directory of "
+            "everybody's identities; give identity= and directory="
+        )
+    unknown = [v for v in config.cohort if v not in directory]
+    if unknown:
+        raise ConfigurationError(
+            f"{len(unknown)} of the cohort have no identity in the directory, first {unknown[:3]}: "
+            "the server may have invented them"
+        )
+    if directory.public(u) != identity.public:
+        raise ConfigurationError(f"the directory lists another identity key for client {u}")
+
+
 _REASONS: dict[type[Exception], Reason] = {
     RosterMismatch: Reason.ROSTER_MISMATCH,
     DecryptionFailed: Reason.DECRYPTION_FAILED,
     Equivocation: Reason.EQUIVOCATION,
+    InvalidSignature: Reason.INVALID_SIGNATURE,
     BelowThreshold: Reason.BELOW_THRESHOLD,
     MalformedMessage: Reason.MALFORMED,
 }

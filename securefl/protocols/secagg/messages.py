@@ -23,8 +23,8 @@ from securefl.primitives.channel import TAG_BYTES
 from securefl.primitives.sharing import parse_share_words
 from securefl.protocols.machine import Reason
 from securefl.protocols.secagg.transitions import MessageType
-from securefl.round import ClientId
-from securefl.wire import Buffer, Reader, pack_bitmap
+from securefl.round import MAX_COHORT, ClientId
+from securefl.wire import SIGNATURE_BYTES, Buffer, Reader, pack_bitmap
 
 __all__ = [
     "B_WORDS",
@@ -34,8 +34,13 @@ __all__ = [
     "AdvertiseKeys",
     "EncryptedShares",
     "KeyRoster",
+    "NeighbourRoster",
+    "ProvenEntry",
     "RosterEntry",
     "ShareDelivery",
+    "SignedUnmaskRequest",
+    "SurvivorNotice",
+    "SurvivorSignature",
     "UnmaskRequest",
     "UnmaskShares",
     "message_type",
@@ -49,7 +54,9 @@ SHARES_BYTES = 4 * (B_WORDS + S_WORDS)
 CIPHERTEXT_BYTES = SHARES_BYTES + TAG_BYTES
 
 _U32 = struct.Struct("<I")
-_ENTRY_BYTES = 68
+ENTRY_BYTES = 68
+SIGNED_ENTRY_BYTES = ENTRY_BYTES + 32 + SIGNATURE_BYTES
+_DEEPEST = (MAX_COHORT - 1).bit_length()
 
 
 def message_type(number: int) -> MessageType:
@@ -82,15 +89,30 @@ class AdvertiseKeys:
 
 
 class RosterEntry(NamedTuple):
-    """One member of U1 as the others see it."""
+    """One member of U1 as the others see it.
+
+    Attributes:
+        client, c_pk, s_pk: who, and its public keys.
+        commitment, signature: of its signed AdvertiseKeys frame (active), so that everybody can
+            rebuild and verify that frame; empty in semi-honest sessions.
+    """
 
     client: ClientId
     c_pk: bytes
     s_pk: bytes
+    commitment: bytes = b""
+    signature: bytes = b""
 
     def encode(self) -> bytes:
-        """68 bytes; also the leaf of the roster's Merkle tree."""
-        return _U32.pack(self.client) + self.c_pk + self.s_pk
+        """68 bytes (active 164); also the leaf of the roster's Merkle tree."""
+        return _U32.pack(self.client) + self.c_pk + self.s_pk + self.commitment + self.signature
+
+    @classmethod
+    def read(cls, reader: Reader, *, signed: bool) -> RosterEntry:
+        """The next entry; WireError if it is cut short."""
+        raw = bytes(reader.take(SIGNED_ENTRY_BYTES if signed else ENTRY_BYTES))
+        client = ClientId(_U32.unpack_from(raw)[0])
+        return cls(client, raw[4:36], raw[36:68], raw[68:100], raw[100:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,25 +122,81 @@ class KeyRoster:
     entries: tuple[RosterEntry, ...]
 
     def encode(self) -> bytes:
-        """4 + 68 · count bytes."""
+        """4 + 68 · count bytes (active 164)."""
         return _U32.pack(len(self.entries)) + b"".join(e.encode() for e in self.entries)
 
     @classmethod
-    def decode(cls, body: Buffer, *, most: int) -> KeyRoster:
+    def decode(cls, body: Buffer, *, most: int, signed: bool = False) -> KeyRoster:
         """Inverse of encode; WireError for more than ``most`` entries or another length."""
         reader = Reader(body)
         count = reader.u32()
         if count > most:
             raise WireError(f"a roster of {count} entries, at most {most} are possible")
-        raw = bytes(reader.take(count * _ENTRY_BYTES))
+        entries = tuple(RosterEntry.read(reader, signed=signed) for _ in range(count))
         reader.finish()
-        entries = tuple(
-            RosterEntry(
-                ClientId(_U32.unpack_from(raw, i)[0]), raw[i + 4 : i + 36], raw[i + 36 : i + 68]
-            )
-            for i in range(0, len(raw), _ENTRY_BYTES)
-        )
         return cls(entries=entries)
+
+
+class ProvenEntry(NamedTuple):
+    """A roster entry with the proof that it is in the roster.
+
+    Attributes:
+        entry: the keys.
+        place: its index in U1.
+        path: its audit path, 32 bytes per sibling, from the leaf upwards.
+    """
+
+    entry: RosterEntry
+    place: int
+    path: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """73 + 32 · len bytes (active 169)."""
+        head = self.entry.encode() + _U32.pack(self.place) + bytes([len(self.path)])
+        return head + b"".join(self.path)
+
+    @classmethod
+    def read(cls, reader: Reader, *, signed: bool) -> ProvenEntry:
+        """The next entry; WireError if it is cut short or its path longer than any tree's."""
+        entry = RosterEntry.read(reader, signed=signed)
+        place = reader.u32()
+        (length,) = reader.take(1)
+        if length > _DEEPEST:
+            raise WireError(f"an audit path of {length} nodes, at most {_DEEPEST} are possible")
+        return cls(entry, place, tuple(bytes(reader.take(32)) for _ in range(length)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourRoster:
+    """Server to client: the keys of the client and its neighbours in U1 (Harary graph).
+
+    Attributes:
+        size: of U1.
+        root: of the Merkle tree over all of U1's entries.
+        entries: ascending, the client's own among them.
+    """
+
+    size: int
+    root: bytes
+    entries: tuple[ProvenEntry, ...]
+
+    def encode(self) -> bytes:
+        """40 + (73 + 32 · len) · count bytes (active 169)."""
+        head = _U32.pack(self.size) + self.root + _U32.pack(len(self.entries))
+        return head + b"".join(e.encode() for e in self.entries)
+
+    @classmethod
+    def decode(cls, body: Buffer, *, most: int, signed: bool = False) -> NeighbourRoster:
+        """Inverse of encode; WireError for more than ``most`` entries or another length."""
+        reader = Reader(body)
+        size = reader.u32()
+        root = bytes(reader.take(32))
+        count = reader.u32()
+        if count > most:
+            raise WireError(f"a roster of {count} entries, at most {most} are possible")
+        entries = tuple(ProvenEntry.read(reader, signed=signed) for _ in range(count))
+        reader.finish()
+        return cls(size=size, root=root, entries=entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +261,69 @@ class UnmaskRequest:
         alive = reader.bitmap(peers)
         reader.finish()
         return cls(size=size, alive=alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivorNotice:
+    """Server to client (active): who is in U3, over the whole cohort, the same for everybody."""
+
+    alive: NDArray[np.bool_]
+
+    def encode(self) -> bytes:
+        """⌈n/8⌉ bytes."""
+        return pack_bitmap(self.alive)
+
+    @classmethod
+    def decode(cls, body: Buffer, *, n: int) -> SurvivorNotice:
+        """Inverse of encode for a cohort of n; else WireError."""
+        reader = Reader(body)
+        alive = reader.bitmap(n)
+        reader.finish()
+        return cls(alive=alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivorSignature:
+    """Client to server (active): its signature over the one list of survivors it agrees to."""
+
+    signature: bytes
+
+    def encode(self) -> bytes:
+        """64 bytes."""
+        return self.signature
+
+    @classmethod
+    def decode(cls, body: Buffer) -> SurvivorSignature:
+        """Inverse of encode; WireError on any other length."""
+        reader = Reader(body)
+        signature = bytes(reader.take(SIGNATURE_BYTES))
+        reader.finish()
+        return cls(signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedUnmaskRequest:
+    """Server to client (active): signatures of its peers over the list that it signed itself."""
+
+    signatures: tuple[tuple[ClientId, bytes], ...]
+
+    def encode(self) -> bytes:
+        """4 + 68 · count bytes."""
+        signed = b"".join(_U32.pack(v) + signature for v, signature in self.signatures)
+        return _U32.pack(len(self.signatures)) + signed
+
+    @classmethod
+    def decode(cls, body: Buffer, *, most: int) -> SignedUnmaskRequest:
+        """Inverse of encode; WireError for more than ``most`` signatures or another length."""
+        reader = Reader(body)
+        count = reader.u32()
+        if count > most:
+            raise WireError(f"{count} signatures, at most {most} are possible")
+        signatures = tuple(
+            (ClientId(reader.u32()), bytes(reader.take(SIGNATURE_BYTES))) for _ in range(count)
+        )
+        reader.finish()
+        return cls(signatures=signatures)
 
 
 def _kinds(readable: NDArray[np.bool_], alive: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:

@@ -1,15 +1,20 @@
 """What must hold before a session may start: the constructor's rules and the client's own policy.
 
-With c colluding clients and a server that follows the protocol, single inputs stay hidden iff
-c < t (Bonawitz et al. 2017, section 6.2); a result exists iff enough share holders stay. Both
-bounds, and that at least two honest inputs are in every sum, are checked here on both sides, from
-the numbers in the configuration alone. This module knows no keys and no messages.
+h clients hold shares of one secret and c of them collude: on the complete graph h = n - 1 and
+c = A, on a Harary graph h = k and c = c*, the most colluders that fall among one client's k random
+neighbours except with probability 2^-(sigma+1)/n (Bell et al. 2020). With a server that follows the
+protocol single inputs stay hidden iff c < t; a server that lies can show two survivor lists, and
+both could be opened iff 2t <= h + c (Bonawitz et al. 2017, section 6). These bounds, that enough
+holders stay, and that at least two honest inputs are in every sum, are checked here on both sides
+from the numbers in the configuration alone. This module knows no keys and no messages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
+from math import comb, perm
 
 from securefl.errors import ConfigurationError
 from securefl.round import (
@@ -26,9 +31,69 @@ from securefl.round import (
 )
 from securefl.wire import packed_bytes
 
-__all__ = ["ClientPolicy", "SecAggParams", "check_config", "check_policy"]
+__all__ = [
+    "ETA",
+    "SIGMA",
+    "ClientPolicy",
+    "SecAggParams",
+    "check_config",
+    "check_policy",
+    "corrupt_neighbours",
+    "dropped_neighbours",
+    "guaranteed_honest",
+    "ring_stays_connected",
+]
+
+SIGMA = 40
+"""Statistical security of a random graph: what it promises fails with probability 2^-SIGMA."""
+ETA = 20
+"""Correctness of a random graph: D dropouts lose the round with probability 2^-ETA at most."""
 
 _MAX_BODY = (1 << 32) - 1
+
+
+@lru_cache(maxsize=1024)
+def _upper_quantile(n: int, marked: int, k: int, exponent: int) -> int:
+    """min{x: Pr[X > x] <= 2^-exponent / n}, X ~ Hypergeom(n - 1, marked, k), in whole numbers."""
+    others = n - 1
+    total = comb(others, k)
+    x = min(marked, k)
+    term = comb(marked, x) * comb(others - marked, k - x)
+    tail = 0
+    # Invariant: tail counts the draws with more than x marked ones.
+    while x > 0 and ((tail + term) * n << exponent) <= total:
+        tail += term
+        term = term * x * (others - marked - k + x) // ((marked - x + 1) * (k - x + 1))
+        x -= 1
+    return x
+
+
+def corrupt_neighbours(n: int, k: int, A: int, *, sigma: int = SIGMA) -> int:
+    """c*: the most of A corrupt clients among the k random neighbours of any honest one.
+
+    Except with probability 2^-(sigma+1) over the graph, for all clients together.
+    """
+    return _upper_quantile(n, min(A, n - 1), k, sigma + 1)
+
+
+def dropped_neighbours(n: int, k: int, D: int, *, eta: int = ETA) -> int:
+    """The most of D dropouts among the k random neighbours of any client, except with 2^-eta."""
+    return _upper_quantile(n, min(D, n - 1), k, eta)
+
+
+def ring_stays_connected(n: int, k: int, missing: int, *, sigma: int = SIGMA) -> bool:
+    """Whether the honest survivors of a random Harary ring stay in one piece.
+
+    Args:
+        n: cohort size.
+        k: neighbours per client.
+        missing: corrupt clients and dropouts together.
+        sigma: they fall apart with probability below 2^-(sigma+1): a union bound over two runs of
+            k/2 missing clients (Bell et al. 2020).
+    """
+    if k > missing:
+        return True
+    return n * (n - k - 1) * perm(missing, k) << sigma < perm(n, k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +102,12 @@ class SecAggParams:
 
     Attributes:
         n: cohort size.
-        k: neighbours per client.
+        k: neighbours per client; n - 1 is the complete graph (SecAgg), less is SecAgg+.
         t: shares that reconstruct one secret.
         n_min: fewest survivors a client accepts, and fewest that open a sum.
         threat: adversary, A and D.
         layout: who holds shares.
+        graph_source: where the value comes from that shapes the graph of SecAgg+.
     """
 
     n: int
@@ -50,6 +116,12 @@ class SecAggParams:
     n_min: int
     threat: ThreatModel
     layout: Layout = Layout.OTHERS
+    graph_source: GraphSource = GraphSource.SERVER
+
+    @property
+    def protocol(self) -> Protocol:
+        """SecAgg on the complete graph, else SecAgg+."""
+        return Protocol.SECAGG if self.k == self.n - 1 else Protocol.SECAGG_PLUS
 
     @classmethod
     def complete(
@@ -82,10 +154,71 @@ class SecAggParams:
             threat=threat,
             layout=layout,
         )
-        _check_numbers(
-            n=n, t=params.t, A=threat.corrupt, D=threat.dropped, n_min=params.n_min, layout=layout
-        )
+        params._check(sigma=SIGMA)
         return params
+
+    @classmethod
+    def harary(
+        cls,
+        n: int,
+        threat: ThreatModel,
+        *,
+        k: int,
+        t: int | None = None,
+        n_min: int | None = None,
+        graph_source: GraphSource | None = None,
+        sigma: int = SIGMA,
+        eta: int = ETA,
+    ) -> SecAggParams:
+        """SecAgg+: k neighbours each, on a random ring (Bell et al. 2020).
+
+        Args:
+            n: cohort size, at least 4.
+            threat: A and D are what the session must survive.
+            k: even, 2 <= k <= n - 2.
+            t: default the largest that D dropouts leave reachable in every neighbourhood, except
+                with probability 2^-eta.
+            n_min: default n - D.
+            graph_source: default the server's value; against an active server, a beacon.
+            sigma: statistical security, see :data:`SIGMA`.
+            eta: correctness, see :data:`ETA`.
+
+        Raises:
+            ConfigurationError: if the numbers contradict each other; the message has them.
+        """
+        _check_degree(n, k)
+        reachable = k - dropped_neighbours(n, k, threat.dropped, eta=eta)
+        active = threat.adversary is Adversary.ACTIVE
+        default_source = GraphSource.BEACON if active else GraphSource.SERVER
+        params = cls(
+            n=n,
+            k=k,
+            t=reachable if t is None else t,
+            n_min=n - threat.dropped if n_min is None else n_min,
+            threat=threat,
+            graph_source=default_source if graph_source is None else graph_source,
+        )
+        if params.t > reachable:
+            raise ConfigurationError(
+                f"{threat.dropped} dropouts among {n} can leave a client with only {reachable} of "
+                f"its {k} neighbours (except with probability 2^-{eta}), found t={params.t}; "
+                "lower t, raise k or plan for fewer dropouts"
+            )
+        params._check(sigma=sigma)
+        return params
+
+    def _check(self, *, sigma: int) -> None:
+        _check_numbers(
+            n=self.n,
+            k=self.k,
+            t=self.t,
+            A=self.threat.corrupt,
+            D=self.threat.dropped,
+            n_min=self.n_min,
+            layout=self.layout,
+            adversary=self.threat.adversary,
+            sigma=sigma,
+        )
 
     def config(
         self,
@@ -96,6 +229,7 @@ class SecAggParams:
         b: int,
         context_digest: bytes,
         server_nonce: bytes,
+        graph_value: bytes = bytes(32),
     ) -> RoundConfig:
         """The session's configuration.
 
@@ -106,6 +240,7 @@ class SecAggParams:
             b: bits per entry, 1..64.
             context_digest: 32 bytes; see :class:`~securefl.round.RoundConfig`.
             server_nonce: 32 fresh random bytes.
+            graph_value: 32 bytes, the server's seed or the beacon's id; zeros for SecAgg.
 
         Raises:
             ConfigurationError: if the cohort has another size, or a field is out of range.
@@ -115,9 +250,10 @@ class SecAggParams:
                 f"these parameters are for {self.n} clients, the cohort has {len(cohort)}"
             )
         return RoundConfig(
-            protocol=Protocol.SECAGG,
+            protocol=self.protocol,
             adversary=self.threat.adversary,
             layout=self.layout,
+            graph_source=self.graph_source,
             round_id=round_id,
             cohort=cohort,
             k=self.k,
@@ -129,20 +265,48 @@ class SecAggParams:
             b=b,
             context_digest=context_digest,
             server_nonce=server_nonce,
+            graph_value=graph_value,
         )
 
 
-def _check_numbers(*, n: int, t: int, A: int, D: int, n_min: int, layout: Layout) -> None:
-    """The constructor's rules for the complete graph and a semi-honest server."""
-    reachable = n - D - (layout is Layout.OTHERS)
-    given = f"n={n}, t={t}, A={A}, D={D}, n_min={n_min}, layout {layout.name}"
+def _check_degree(n: int, k: int) -> None:
+    if n < 4 or k % 2 or not 2 <= k <= n - 2:
+        raise ConfigurationError(
+            f"SecAgg+ needs an even number of neighbours in 2..n-2, found k={k}, n={n}; "
+            "with k = n - 1 use the complete graph (SecAgg)"
+        )
+
+
+def _check_numbers(
+    *,
+    n: int,
+    k: int,
+    t: int,
+    A: int,
+    D: int,
+    n_min: int,
+    layout: Layout,
+    adversary: Adversary,
+    sigma: int,
+) -> None:
+    """The constructor's rules."""
+    given = f"n={n}, k={k}, t={t}, A={A}, D={D}, n_min={n_min}, layout {layout.name}"
     if n < 3:
         raise ConfigurationError(f"a cohort has at least 3 clients, found {n}")
+    if k == n - 1:
+        c, h, who = A, n - (layout is Layout.OTHERS), "corrupt clients"
+        reachable = n - D - (layout is Layout.OTHERS)
+    else:
+        c = _check_ring(n=n, k=k, A=A, D=D, layout=layout, sigma=sigma, given=given)
+        h, reachable, who = k, k, f"corrupt clients among {k} neighbours (c*={c}, sigma={sigma})"
     if t < 2:
         raise ConfigurationError(f"t must be at least 2, or one client alone can unmask ({given})")
-    if t <= A:
+    if t <= c:
+        raise ConfigurationError(f"t must exceed the number of {who}, or they can unmask ({given})")
+    if adversary is Adversary.ACTIVE and 2 * t <= h + c:
         raise ConfigurationError(
-            f"t must exceed the number of corrupt clients, or they can unmask ({given})"
+            f"against an active server 2t must exceed h + c = {h} + {c}: a lying server could have "
+            f"two survivor lists unmasked, found 2t={2 * t}, least t={(h + c) // 2 + 1} ({given})"
         )
     if t > reachable:
         raise ConfigurationError(
@@ -158,30 +322,54 @@ def _check_numbers(*, n: int, t: int, A: int, D: int, n_min: int, layout: Layout
         )
 
 
-def check_config(config: RoundConfig, *, assume_no_corruption: bool = False) -> None:
-    """Refuses a configuration that this version cannot run safely.
+def _check_ring(*, n: int, k: int, A: int, D: int, layout: Layout, sigma: int, given: str) -> int:
+    """The rules that only a sparse graph has. Returns c*."""
+    _check_degree(n, k)
+    if layout is not Layout.OTHERS:
+        raise ConfigurationError(f"own shares exist on the complete graph only ({given})")
+    if not ring_stays_connected(n, k, A + D, sigma=sigma):
+        raise ConfigurationError(
+            f"{A} corrupt clients and {D} dropouts could cut a ring of degree k={k} into parts "
+            f"whose sums would be seen one by one (sigma={sigma}, {given}); raise k"
+        )
+    return corrupt_neighbours(n, k, A, sigma=sigma)
+
+
+def check_config(
+    config: RoundConfig, *, assume_no_corruption: bool = False, sigma: int = SIGMA
+) -> None:
+    """Refuses a configuration that cannot be run safely.
 
     Args:
         config: as built by the server or received by a client.
         assume_no_corruption: allow A = 0.
+        sigma: statistical security demanded of a random graph.
 
     Raises:
         ConfigurationError: with the numbers.
     """
-    if config.protocol is not Protocol.SECAGG:
-        raise ConfigurationError(f"this machine runs SECAGG, not {config.protocol.name}")
-    if config.adversary is not Adversary.SEMI_HONEST:
+    if config.protocol not in (Protocol.SECAGG, Protocol.SECAGG_PLUS):
         raise ConfigurationError(
-            "this version implements the semi-honest adversary only: a server that follows the "
-            f"protocol; found {config.adversary.name}"
+            f"this machine runs SECAGG and SECAGG_PLUS, not {config.protocol.name}"
         )
-    if config.k != config.n - 1 or config.graph_source is not GraphSource.SERVER:
+    complete = config.k == config.n - 1
+    if complete is not (config.protocol is Protocol.SECAGG):
         raise ConfigurationError(
-            f"this version implements the complete graph only, k = n - 1 = {config.n - 1}; "
-            f"found k={config.k}, graph source {config.graph_source.name}"
+            f"SECAGG is the complete graph, k = n - 1 = {config.n - 1}, SECAGG_PLUS a sparser one; "
+            f"found {config.protocol.name} with k={config.k}"
+        )
+    if complete and config.graph_source is not GraphSource.SERVER:
+        raise ConfigurationError("the complete graph takes no beacon: graph source must be SERVER")
+    active = config.adversary is Adversary.ACTIVE
+    if active and not complete and config.graph_source is not GraphSource.BEACON:
+        raise ConfigurationError(
+            "SecAgg+ against an active server needs a graph from a public beacon: a server that "
+            f"chooses the graph surrounds its target; found source {config.graph_source.name}"
         )
     if config.ring is not Ring.POWER_OF_TWO:
-        raise ConfigurationError(f"SECAGG sums in Z_(2^b), found ring {config.ring.name}")
+        raise ConfigurationError(
+            f"{config.protocol.name} sums in Z_(2^b), found ring {config.ring.name}"
+        )
     if packed_bytes(config.m, config.b) > _MAX_BODY:
         raise ConfigurationError(
             f"m={config.m} entries of b={config.b} bits do not fit one frame of {_MAX_BODY} bytes"
@@ -192,8 +380,33 @@ def check_config(config: RoundConfig, *, assume_no_corruption: bool = False) -> 
             "raise A, or set assume_no_corruption=True on both sides"
         )
     _check_numbers(
-        n=config.n, t=config.t, A=config.A, D=config.D, n_min=config.n_min, layout=config.layout
+        n=config.n,
+        k=config.k,
+        t=config.t,
+        A=config.A,
+        D=config.D,
+        n_min=config.n_min,
+        layout=config.layout,
+        adversary=config.adversary,
+        sigma=sigma,
     )
+
+
+def guaranteed_honest(config: RoundConfig, survivors: int, *, sigma: int = SIGMA) -> int:
+    """How many honest inputs are in an opened sum at least.
+
+    Args:
+        config: of the session.
+        survivors: #U3, or n_min before the round.
+        sigma: statistical security of the random graph.
+
+    Returns:
+        #U3 - A. SecAgg+ against an active server promises t + 1 - c* only, because a lying server
+        may have left out whom it liked (the argument is local to one neighbourhood).
+    """
+    if config.protocol is Protocol.SECAGG_PLUS and config.adversary is Adversary.ACTIVE:
+        return config.t + 1 - corrupt_neighbours(config.n, config.k, config.A, sigma=sigma)
+    return survivors - config.A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,18 +419,25 @@ class ClientPolicy:
         gamma: at least ⌈γn⌉ clients must be assumed corrupt; in [0, 1].
         n_min: fewest inputs it wants to be hidden among, at least 3.
         assume_no_corruption: accept A = 0 (then γ must be 0).
+        sigma: statistical security demanded of a random neighbour graph, at least 1.
+        experimental_active_graph: accept SecAgg+ against an active server, for which there is an
+            argument and no published proof.
 
     Raises:
-        ConfigurationError: if γ is no rate or n_min is below 3.
+        ConfigurationError: if γ is no rate, n_min is below 3 or sigma below 1.
     """
 
     adversary: Adversary = Adversary.SEMI_HONEST
     gamma: Fraction | str | float = field(default=Fraction(1, 20))
     n_min: int = 3
     assume_no_corruption: bool = False
+    sigma: int = SIGMA
+    experimental_active_graph: bool = False
 
     def __post_init__(self) -> None:
         ceil_rate(self.gamma, 1)
+        if self.sigma < 1:
+            raise ConfigurationError(f"a policy's sigma must be at least 1, found {self.sigma}")
         if self.n_min < 3:
             raise ConfigurationError(f"a policy's n_min must be at least 3, found {self.n_min}")
 
@@ -233,7 +453,14 @@ def check_policy(config: RoundConfig, policy: ClientPolicy) -> None:
             f"the policy demands protection against an {policy.adversary.name} server, "
             f"the configuration offers {config.adversary.name}"
         )
-    check_config(config, assume_no_corruption=policy.assume_no_corruption)
+    check_config(config, assume_no_corruption=policy.assume_no_corruption, sigma=policy.sigma)
+    active = config.adversary is Adversary.ACTIVE
+    sparse = config.protocol is Protocol.SECAGG_PLUS
+    if active and sparse and not policy.experimental_active_graph:
+        raise ConfigurationError(
+            "SecAgg+ against an active server has no published proof; a client takes part only "
+            "with experimental_active_graph=True in its policy"
+        )
     least = ceil_rate(policy.gamma, config.n)
     if least > config.A:
         raise ConfigurationError(

@@ -24,6 +24,7 @@ from securefl.primitives.sharing import (
     reconstruct,
     weights_without,
 )
+from securefl.protocols.secagg.graph import Edges
 
 __all__ = ["MaskJob", "Responders", "ShareTable", "agreement_key_matches", "sum_masks"]
 
@@ -123,66 +124,84 @@ def agreement_key_matches(s_sk: bytes, s_pk: bytes) -> bool:
 class Responders:
     """The share holders who answered, and the interpolation weights of any t of them.
 
-    Attributes:
-        points: x of every holder, ascending.
+    Args:
+        points: x of every holder, ascending, whether or not it answered.
+        answered: positions in ``points`` of those who did, ascending.
+        t: shares that reconstruct.
     """
 
-    __slots__ = ("_cache", "points", "t")
+    __slots__ = ("_answered", "_cache", "_points", "t")
 
-    def __init__(self, points: tuple[int, ...], t: int) -> None:
-        self.points = points
+    def __init__(self, points: Sequence[int], answered: Sequence[int], t: int) -> None:
         self.t = t
+        self._points = tuple(points)
+        self._answered = tuple(answered)
         self._cache: dict[bytes, NDArray[np.uint64]] = {}
 
-    def weights(self, rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-        """Weights at zero for t rows (positions in ``points``, ascending)."""
-        key = rows.tobytes()
+    def weights(self, holders: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """Weights at zero for t holders (positions in ``points``, ascending)."""
+        key = holders.tobytes()
         if key not in self._cache:
-            self._cache[key] = self._compute(rows)
+            self._cache[key] = self._compute(holders)
         return self._cache[key]
 
-    def _compute(self, rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-        base = self.points[: self.t + 1]
-        missing = sorted(set(range(len(base))) - set(rows.tolist()))
+    def _compute(self, holders: NDArray[np.int32]) -> NDArray[np.uint64]:
+        # On the complete graph all dealers share the t + 1 lowest responders, but for one.
+        base = self._answered[: self.t + 1]
+        chosen = set(holders.tolist())
+        missing = [i for i, x in enumerate(base) if x not in chosen]
         if len(base) == self.t + 1 and len(missing) == 1:
-            return weights_without(base, missing[0])
-        return lagrange_at_zero(tuple(self.points[i] for i in rows))
+            return weights_without(tuple(self._points[x] for x in base), missing[0])
+        return lagrange_at_zero(tuple(self._points[x] for x in holders.tolist()))
 
 
 class ShareTable:
-    """All shares of one kind that arrived: one row per responder, one column per dealer.
+    """All shares of one kind that arrived, one row per (dealer, holder).
+
+    Args:
+        edges: who holds whose shares.
+        words: field elements per share.
+        secret_bytes: length of the secret behind them.
 
     Attributes:
-        words: uint32[holders, dealers, words].
-        present: bool[holders, dealers].
+        edges: as given.
+        words: uint32[edges, words].
+        present: bool[edges].
     """
 
-    __slots__ = ("present", "secret_bytes", "words")
+    __slots__ = ("edges", "present", "secret_bytes", "words")
 
-    def __init__(self, *, holders: int, dealers: int, words: int, secret_bytes: int) -> None:
-        self.words = np.zeros((holders, dealers, words), dtype=np.uint32)
-        self.present = np.zeros((holders, dealers), dtype=np.bool_)
+    def __init__(self, edges: Edges, *, words: int, secret_bytes: int) -> None:
+        self.edges = edges
+        self.words = np.zeros((len(edges), words), dtype=np.uint32)
+        self.present = np.zeros(len(edges), dtype=np.bool_)
         self.secret_bytes = secret_bytes
 
-    def fewest(self) -> int | None:
-        """Shares of the dealer with the fewest; None if there is no dealer."""
-        counts = self.present.sum(axis=0)
+    def put(self, rows: NDArray[np.int32], shares: NDArray[np.uint32]) -> None:
+        """Stores shares at these edges."""
+        self.words[rows] = shares
+        self.present[rows] = True
+
+    def fewest(self, needed: NDArray[np.bool_]) -> int | None:
+        """Shares of the needed dealer with the fewest; None if no dealer is needed."""
+        counts = np.bincount(self.edges.dealer[self.present], minlength=len(needed))[needed]
         return int(counts.min()) if counts.size else None
 
-    def used_rows(self, column: int, t: int) -> NDArray[np.intp]:
-        """The t lowest holders with a share of this dealer."""
-        return np.flatnonzero(self.present[:, column])[:t]
+    def used_rows(self, dealer: int, t: int) -> NDArray[np.intp]:
+        """The edges of the t lowest holders with a share of this dealer."""
+        edges = self.edges.of_dealer(dealer)
+        rows: NDArray[np.intp] = edges.start + np.flatnonzero(self.present[edges])[:t]
+        return rows
 
-    def secret(self, column: int, responders: Responders) -> bytes | None:
+    def secret(self, dealer: int, responders: Responders) -> bytes | None:
         """The dealer's secret from the t lowest holders; None if the shares do not fit together.
 
         None here is not an answer but a mismatch, which the caller turns into InvalidShare.
         """
-        rows = self.used_rows(column, responders.t)
+        rows = self.used_rows(dealer, responders.t)
+        weights = responders.weights(self.edges.holder[rows])
         try:
-            return reconstruct(
-                self.words[rows, column], responders.weights(rows), self.secret_bytes
-            )
+            return reconstruct(self.words[rows], weights, self.secret_bytes)
         except Unreconstructable:
             return None
 

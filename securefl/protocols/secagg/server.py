@@ -1,13 +1,14 @@
 """The server's machine: collects, closes phases, opens the sum over whoever sent an input.
 
-Bonawitz et al. 2017, figure 4, server's side. The driver decides when a phase ends
-(``close_phase()``); a frame after that is discarded and U3 is never reopened, because an input
-that came in late may have its pair masks open already. Masked inputs are added as they arrive, so
-vector memory does not grow with the cohort. Every reconstructed secret is checked against what
-its dealer published: from clients that follow the protocol, and with its own frames unchanged on
-their way to them, the machine gives the exact sum over U3 or an error. (A frame that was changed
-on the way can make two clients mask towards different peers. The transport must authenticate the
-server.)
+Bonawitz et al. 2017, figure 4, server's side; on a sparse graph Bell et al. 2020. The driver
+decides when a phase ends (``close_phase()``); a frame after that is discarded and U3 is never
+reopened, because an input that came in late may have its pair masks open already. Masked inputs are
+added as they arrive, so vector memory does not grow with the cohort. Every reconstructed secret is
+checked against what its dealer published: from clients that follow the protocol, and with its own
+frames unchanged on their way to them, the machine gives the exact sum over U3 or an error. (A frame
+that was changed on the way can make two clients mask towards different peers. The transport must
+authenticate the server.) In sessions against an active adversary it relays signatures; it has no
+key of its own, because nothing that clients check depends on its word.
 It learns the sum and who took part. It does not make the sum private.
 """
 
@@ -25,13 +26,16 @@ from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
+    ConfigurationError,
     InvalidShare,
+    InvalidSignature,
     LocalProtocolError,
     UnexpectedMessage,
     WireError,
 )
 from securefl.modular import RingVector, Words, reduce_in_place, ring_dtype
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, sha256
+from securefl.primitives.signing import BadSignature, IdentityDirectory
 from securefl.protocols.machine import (
     AggregateReady,
     ClientDropped,
@@ -41,8 +45,8 @@ from securefl.protocols.machine import (
     PhaseClosed,
     Reason,
 )
-from securefl.protocols.secagg import keys
-from securefl.protocols.secagg.graph import CompleteGraph, peel
+from securefl.protocols.secagg.graph import Edges, NeighbourGraph, graph_of, peel
+from securefl.protocols.secagg.keys import KeySchedule
 from securefl.protocols.secagg.masks import sign
 from securefl.protocols.secagg.messages import (
     B_WORDS,
@@ -52,13 +56,18 @@ from securefl.protocols.secagg.messages import (
     AdvertiseKeys,
     EncryptedShares,
     KeyRoster,
+    NeighbourRoster,
+    ProvenEntry,
     RosterEntry,
     ShareDelivery,
+    SignedUnmaskRequest,
+    SurvivorNotice,
+    SurvivorSignature,
     UnmaskRequest,
     UnmaskShares,
     message_type,
 )
-from securefl.protocols.secagg.params import check_config
+from securefl.protocols.secagg.params import SIGMA, check_config, guaranteed_honest
 from securefl.protocols.secagg.recovery import (
     MaskJob,
     Responders,
@@ -75,15 +84,26 @@ from securefl.protocols.secagg.transitions import (
 )
 from securefl.round import (
     SERVER,
+    Adversary,
     AggregateSum,
     ClientId,
+    GraphSource,
     Layout,
+    Protocol,
     RoundConfig,
     SurvivorSets,
     Usage,
     dst,
 )
-from securefl.wire import Buffer, Frame, add_packed, decode_frame, encode_frame, packed_bytes
+from securefl.wire import (
+    Buffer,
+    Frame,
+    add_packed,
+    decode_frame,
+    encode_frame,
+    packed_bytes,
+    signed_content,
+)
 
 __all__ = ["SecAggServer"]
 
@@ -100,11 +120,21 @@ class _Refused(Exception):
 
 @dataclass(slots=True, repr=False)
 class _Unmasking:
-    """Shares as they come in: rows and columns are positions in U3, or in U2 \\ U3."""
+    """Shares as they come in.
 
-    rows: dict[ClientId, int]
+    Attributes:
+        U3: ids of the survivors, and their positions among the dealers of b and all holders.
+        dropped: U2 \\ U3, the dealers of s.
+        b, s: the shares.
+        needed: bool[dealers] for b and for s: all survivors, and those dropped clients that a
+            survivor shared a mask with.
+    """
+
+    U3: dict[ClientId, int]
+    dropped: tuple[ClientId, ...]
     b: ShareTable
     s: ShareTable
+    needed: tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 class SecAggServer:
@@ -113,10 +143,13 @@ class SecAggServer:
     Args:
         config: the round's configuration; every client must have the same.
         assume_no_corruption: allow A = 0 in the configuration.
+        sigma: statistical security demanded of a random graph.
+        directory: everybody's public identity keys; needed against an active adversary. The server
+            drops frames with wrong signatures, which every client would refuse.
         executor: where masks are expanded at the end; processes pay off, threads do not.
 
     Raises:
-        ConfigurationError: if the configuration is unsafe, or more than this version has.
+        ConfigurationError: if the configuration is unsafe, or identities are missing.
     """
 
     def __init__(
@@ -124,12 +157,27 @@ class SecAggServer:
         config: RoundConfig,
         *,
         assume_no_corruption: bool = False,
+        sigma: int = SIGMA,
+        directory: IdentityDirectory | None = None,
         executor: Executor | None = None,
     ) -> None:
-        check_config(config, assume_no_corruption=assume_no_corruption)
+        check_config(config, assume_no_corruption=assume_no_corruption, sigma=sigma)
+        self._active = config.adversary is Adversary.ACTIVE
+        unknown = [u for u in config.cohort if directory is None or u not in directory]
+        if self._active and unknown:
+            raise ConfigurationError(
+                f"against an active adversary every cohort member needs an identity in directory=, "
+                f"{len(unknown)} have none, first {unknown[:3]}"
+            )
         self._config = config
         self._config_digest = config.digest()
-        self._graph = CompleteGraph(config.cohort, config.layout)
+        self._keys = KeySchedule(config.protocol)
+        self._sigma = sigma
+        self._directory = directory if self._active else None
+        self._own = config.layout is Layout.ALL
+        self._maybe_graph: NeighbourGraph | None = None
+        if config.graph_source is GraphSource.SERVER:
+            self._maybe_graph = graph_of(config, config.graph_value)
         self._executor = executor
         self._phase = Phase.ADVERTISE_KEYS
         self._session: bytes | None = None
@@ -137,10 +185,14 @@ class SecAggServer:
         self._replied: set[ClientId] = set()
         self._gone: set[ClientId] = set()
         self._U: list[tuple[ClientId, ...]] = []
-        self._keys: dict[ClientId, AdvertiseKeys] = {}
+        self._advertised: dict[ClientId, AdvertiseKeys] = {}
+        self._signatures: dict[tuple[MessageType, ClientId], bytes] = {}
         self._public_keys: set[bytes] = set()
         self._probe: AgreementKey | None = AgreementKey(os.urandom(32))
+        self._place: dict[ClientId, int] = {}
+        self._edges: Edges | None = None
         self._ciphertexts: NDArray[np.uint8] | None = None
+        self._survivor_bitmap = b""
         self._total: Words | None = None
         self._unmasking: _Unmasking | None = None
         self._result: AggregateSum | None = None
@@ -179,18 +231,43 @@ class SecAggServer:
     @property
     def sufficient(self) -> bool:
         """Whether closing the phase now would meet its threshold."""
-        return not self.final and self._shortage(self._members()) is None
+        if self.final or self._maybe_graph is None:
+            return False
+        return self._shortage(self._members()) is None
 
     @property
     def survivors(self) -> SurvivorSets:
-        """U1 ⊇ U2 ⊇ U3 = U4 ⊇ U5, as far as their phases are closed."""
-        sets = [*self._U, None, None, None, None]
-        return SurvivorSets(U1=sets[0], U2=sets[1], U3=sets[2], U4=sets[2], U5=sets[3])
+        """U1 ⊇ U2 ⊇ U3 ⊇ U4 ⊇ U5, as far as their phases are closed (semi-honest: U4 = U3)."""
+        sets = [*self._U, None, None, None, None, None]
+        last = 4 if self._active else 3
+        return SurvivorSets(U1=sets[0], U2=sets[1], U3=sets[2], U4=sets[last - 1], U5=sets[last])
 
     @property
     def result(self) -> AggregateSum | None:
         """The opened sum, once there is one."""
         return self._result
+
+    def set_beacon(self, value: bytes) -> None:
+        """Gives the beacon's output that shapes the graph: once, before the first phase closes.
+
+        Args:
+            value: 32 bytes, the same that every client is given.
+
+        Raises:
+            LocalProtocolError: if the configuration takes no beacon, for a second call, or a value
+                that is not 32 bytes.
+        """
+        if self._config.graph_source is not GraphSource.BEACON or self._maybe_graph is not None:
+            raise LocalProtocolError("this session takes no beacon, or has one already")
+        if not isinstance(value, bytes) or len(value) != 32:
+            raise LocalProtocolError("a beacon's output is 32 bytes")
+        self._maybe_graph = graph_of(self._config, value)
+
+    @property
+    def _graph(self) -> NeighbourGraph:
+        if self._maybe_graph is None:
+            raise LocalProtocolError("the graph depends on a beacon: call set_beacon first")
+        return self._maybe_graph
 
     # -- frames in --------------------------------------------------------------------------------
 
@@ -210,6 +287,9 @@ class SecAggServer:
             WireError: bytes that are no frame of this library; nothing changes.
             UnexpectedMessage: a frame for another phase, round or session, or of a client that is
                 not expected; nothing changes.
+            InvalidSignature: a frame with a wrong signature where dropping its alleged sender is
+                not due (it has replied already, or the phase collects something else); nothing
+                changes.
         """
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
@@ -220,6 +300,9 @@ class SecAggServer:
             return []
         if self._phase is Phase.ABORTED:
             raise self._unexpected(u, f"{kind.name} after the session was aborted")
+        forged = self._forged(parsed, u)
+        if forged is not None and not self._awaits(kind, u):
+            raise InvalidSignature(f"{kind.name}: {forged}", culprits=[u])
         if first is not None and kind is not MessageType.ABORT:
             return [ClientEquivocated(client=u, phase=str(self._phase))]
         if kind is MessageType.ABORT:
@@ -232,6 +315,8 @@ class SecAggServer:
         if u in self._gone or (self._U and u not in self._U[-1]):
             raise self._unexpected(u, f"{kind.name} of a client that was dropped before")
         try:
+            if forged is not None:
+                raise _Refused(Reason.INVALID_SIGNATURE)
             self._handle(kind, u, parsed.body)
         except (WireError, _Refused) as error:
             self._gone.add(u)
@@ -239,7 +324,26 @@ class SecAggServer:
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
         self._replied.add(u)
+        if kind is MessageType.ADVERTISE_KEYS:
+            self._signatures[kind, u] = parsed.signature
         return []
+
+    def _forged(self, frame: Frame, u: ClientId) -> BadSignature | None:
+        """Why u did not sign this frame; None if it did, or nobody signs in this session."""
+        if self._directory is None:
+            return None
+        statement = self._keys.frame_statement(SERVER, signed_content(frame))
+        try:
+            self._directory.verify(u, frame.signature, statement)
+        except BadSignature as error:
+            return error
+        return None
+
+    def _awaits(self, kind: MessageType, u: ClientId) -> bool:
+        """Whether this phase still waits for such a message of u."""
+        row = server_row(self._phase)
+        waiting = row is not None and row.accepts is kind
+        return waiting and u in self.expected and u not in self._replied
 
     def _closed(self, kind: MessageType) -> bool:
         """Whether the phase that collects this type of message is over."""
@@ -256,8 +360,9 @@ class SecAggServer:
         config = self._config
         if frame.protocol is not config.protocol or frame.round_id != config.round_id:
             raise self._unexpected(u, f"protocol {frame.protocol.name} round {frame.round_id}")
-        if frame.signature:
-            raise self._unexpected(u, "a signed frame in a session without signatures")
+        if bool(frame.signature) is not self._active:
+            wrong = "an unsigned" if self._active else "a signed"
+            raise self._unexpected(u, f"{wrong} frame in a session against {config.adversary.name}")
         before = kind in (MessageType.ADVERTISE_KEYS, MessageType.ABORT)
         if frame.session != (self._config_digest if before else self._session):
             raise self._unexpected(u, f"{kind.name} of another session")
@@ -268,6 +373,7 @@ class SecAggServer:
             MessageType.ADVERTISE_KEYS: self._on_advertise_keys,
             MessageType.ENCRYPTED_SHARES: self._on_encrypted_shares,
             MessageType.MASKED_INPUT: self._on_masked_input,
+            MessageType.SURVIVOR_SIGNATURE: self._on_survivor_signature,
             MessageType.UNMASK_SHARES: self._on_unmask_shares,
         }
         handlers[kind](u, body)
@@ -284,17 +390,14 @@ class SecAggServer:
                 self._probe.agree(PublicKey(key))
         except DegenerateKey:
             raise _Refused(Reason.MALFORMED) from None
-        self._keys[u] = message
+        self._advertised[u] = message
         self._public_keys |= new
 
     def _on_encrypted_shares(self, u: ClientId, body: Buffer) -> None:
-        U1 = self._U[0]
-        ciphertexts = EncryptedShares.decode(body, peers=len(U1) - 1)
-        if self._ciphertexts is None:
-            self._ciphertexts = np.zeros((len(U1), len(U1), CIPHERTEXT_BYTES), dtype=np.uint8)
-        i = U1.index(u)
-        self._ciphertexts[i, :i] = ciphertexts[:i]
-        self._ciphertexts[i, i + 1 :] = ciphertexts[i:]
+        assert self._edges is not None and self._ciphertexts is not None  # noqa: S101  # on U1
+        edges = self._edges.of_dealer(self._place[u])
+        peers = edges.stop - edges.start
+        self._ciphertexts[edges] = EncryptedShares.decode(body, peers=peers)
 
     def _on_masked_input(self, u: ClientId, body: Buffer) -> None:
         expected = packed_bytes(self._config.m, self._config.b)
@@ -304,24 +407,31 @@ class SecAggServer:
             self._total = RingVector.zeros(self._config.m, self._config.modulus).values
         add_packed(self._total, body, self._config.b)
 
+    def _on_survivor_signature(self, u: ClientId, body: Buffer) -> None:
+        assert self._directory is not None and self._session is not None  # noqa: S101  # active
+        signature = SurvivorSignature.decode(body).signature
+        statement = self._keys.survivor_statement(self._session, self._survivor_bitmap)
+        try:
+            self._directory.verify(u, signature, statement)
+        except BadSignature:
+            raise _Refused(Reason.INVALID_SIGNATURE) from None
+        self._signatures[MessageType.SURVIVOR_SIGNATURE, u] = signature
+
     def _on_unmask_shares(self, u: ClientId, body: Buffer) -> None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
         table = self._unmasking
-        Q = [v for v in self._U[1] if v != u]
-        U3 = table.rows
-        alive = np.array([v in U3 for v in Q], dtype=np.bool_)
-        own = self._config.layout is Layout.ALL
-        message = UnmaskShares.decode(body, alive=alive, own=own)
-        row = U3[u]
-        others = np.arange(len(U3)) != row
-        columns = np.flatnonzero(others)[message.readable[alive]]
-        table.b.words[row, columns] = message.b_shares
-        table.b.present[row, columns] = True
+        Q = self._graph.peers(u, self._U[1])
+        alive = np.array([v in table.U3 for v in Q], dtype=np.bool_)
+        message = UnmaskShares.decode(body, alive=alive, own=self._own)
+        row = table.U3[u]
+        b_rows = table.b.edges.of_holder(row)
         if message.own is not None:
-            table.b.words[row, row] = message.own
-            table.b.present[row, row] = True
-        table.s.words[row, message.readable[~alive]] = message.s_shares
-        table.s.present[row] = message.readable[~alive]
+            is_own = table.b.edges.dealer[b_rows] == row
+            table.b.put(b_rows[is_own], message.own.reshape(1, -1))
+            b_rows = b_rows[~is_own]
+        table.b.put(b_rows[message.readable[alive]], message.b_shares)
+        s_rows = table.s.edges.of_holder(row)
+        table.s.put(s_rows[message.readable[~alive]], message.s_shares)
 
     def _on_abort(self, u: ClientId, body: Buffer, digest: bytes) -> list[Outbound | Event]:
         """A client leaves. What it sent so far stays: an input that was added is in the sum."""
@@ -345,7 +455,7 @@ class SecAggServer:
             Frames for the next phase, and events; after UNMASKING the event ``AggregateReady``.
 
         Raises:
-            LocalProtocolError: in DONE and ABORTED.
+            LocalProtocolError: in DONE and ABORTED, or without the beacon that the graph needs.
             BelowThreshold: too few are left; phase ABORTED, Abort frames in ``.outbound``.
             InvalidShare: reconstructed secrets do not match what their dealers published; phase
                 ABORTED, no sum.
@@ -372,6 +482,7 @@ class SecAggServer:
             Phase.ADVERTISE_KEYS: self._close_advertise_keys,
             Phase.SHARE_KEYS: self._close_share_keys,
             Phase.MASKED_INPUT_COLLECTION: self._close_masked_input,
+            Phase.CONSISTENCY_CHECK: self._close_consistency_check,
             Phase.UNMASKING: self._close_unmasking,
         }
         try:
@@ -396,51 +507,89 @@ class SecAggServer:
         config = self._config
         if self._phase is Phase.UNMASKING:
             return self._missing_shares(members)
-        if len(members) < config.n_min:
+        if self._phase is not Phase.CONSISTENCY_CHECK and len(members) < config.n_min:
             replied = len(self._replied)
             had = replied if replied < config.n_min else len(members)
             return BelowThreshold(needed=config.n_min, had=had, phase=phase)
-        # On the complete graph n_min > t (params) leaves t holders of every needed secret.
+        if self._phase is Phase.MASKED_INPUT_COLLECTION:
+            return self._missing_holders(members, members)
+        if self._phase is Phase.CONSISTENCY_CHECK:
+            return self._missing_holders(set(self._U[2]), members)
         return None
+
+    def _missing_holders(self, U3: set[ClientId], left: set[ClientId]) -> BelowThreshold | None:
+        """Whether some needed secret has fewer than t holders left."""
+        t, count = self._config.t, self._graph.holder_count
+        dropped = [d for d in self._U[1] if d not in U3 and self._graph.peers(d, U3)]
+        fewest = min(count(u, left) for u in [*U3, *dropped])
+        return None if fewest >= t else self._too_few(len(left), fewest, "holders")
 
     def _missing_shares(self, members: set[ClientId]) -> BelowThreshold | None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        t = self._config.t
         table = self._unmasking
-        fewest = min(c for c in (table.b.fewest(), table.s.fewest()) if c is not None)
-        if fewest >= t:
+        counts = [table.b.fewest(table.needed[0]), table.s.fewest(table.needed[1])]
+        fewest = min(c for c in counts if c is not None)
+        if fewest >= self._config.t:
             return None
+        return self._too_few(len(members), fewest, "readable shares")
+
+    def _too_few(self, members: int, fewest: int, what: str) -> BelowThreshold:
+        t = self._config.t
+        phase = str(self._phase)
         quorum = t + (self._config.layout is Layout.OTHERS)
-        if len(members) < quorum:
-            return BelowThreshold(needed=quorum, had=len(members), phase=str(self._phase))
+        if members < quorum:
+            return BelowThreshold(needed=quorum, had=members, phase=phase)
         return BelowThreshold(
-            f"{len(members)} clients answered, but a needed secret has only {fewest} readable "
-            f"shares, {t} are needed: the round is lost and no sum was opened; run a new round",
+            f"{members} clients are left in phase {phase}, but a needed secret has only {fewest} "
+            f"{what}, {t} are needed: the round is lost and no sum was opened; run a new round",
             needed=t,
             had=fewest,
-            phase=str(self._phase),
+            phase=phase,
         )
 
     def _close_advertise_keys(self, U1: tuple[ClientId, ...]) -> list[Outbound | Event]:
-        entries = tuple(RosterEntry(u, self._keys[u].c_pk, self._keys[u].s_pk) for u in U1)
-        self._session = keys.session_id(self._config_digest, [e.encode() for e in entries])
+        entries = [self._entry(u) for u in U1]
+        raw = [entry.encode() for entry in entries]
+        tree = self._keys.roster_tree(raw)
+        self._session = self._keys.session_id(self._config_digest, len(U1), tree.root)
         self._probe = None
-        body = KeyRoster(entries=entries).encode()
-        frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
-        return [Outbound(recipient=u, frame=frame) for u in U1]
+        self._place = {u: i for i, u in enumerate(U1)}
+        self._edges = Edges(self._graph, U1, U1)
+        self._ciphertexts = np.zeros((len(self._edges), CIPHERTEXT_BYTES), dtype=np.uint8)
+        if self._config.protocol is Protocol.SECAGG:
+            body = KeyRoster(entries=tuple(entries)).encode()
+            frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
+            return [Outbound(recipient=u, frame=frame) for u in U1]
+        proven = [ProvenEntry(entry, i, tree.path(i)) for i, entry in enumerate(entries)]
+        out: list[Outbound | Event] = []
+        for i, u in enumerate(U1):
+            neighbours = self._edges.holder[self._edges.of_dealer(i)].tolist()
+            shown = tuple(proven[j] for j in sorted([*neighbours, i]))
+            body = NeighbourRoster(size=len(U1), root=tree.root, entries=shown).encode()
+            frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
+            out.append(Outbound(recipient=u, frame=frame))
+        return out
+
+    def _entry(self, u: ClientId) -> RosterEntry:
+        published = self._advertised[u]
+        entry = RosterEntry(u, published.c_pk, published.s_pk)
+        if not self._active:
+            return entry
+        signature = self._signatures[MessageType.ADVERTISE_KEYS, u]
+        return entry._replace(commitment=published.commitment, signature=signature)
 
     def _close_share_keys(self, U2: tuple[ClientId, ...]) -> list[Outbound | Event]:
-        assert self._ciphertexts is not None and self._session is not None  # noqa: S101  # U2 is not empty
-        U1 = self._U[0]
+        assert self._ciphertexts is not None and self._edges is not None  # noqa: S101  # on U1
+        assert self._session is not None  # noqa: S101  # on U1
         there = set(U2)
-        present = np.array([u in there for u in U1], dtype=np.bool_)
+        present = np.array([u in there for u in self._U[0]], dtype=np.bool_)
         out: list[Outbound | Event] = []
         for u in U2:
-            column = U1.index(u)
-            others = np.arange(len(U1)) != column
+            # Neighbours are symmetric: the dealers that u holds shares of are exactly P.
+            rows = self._edges.of_holder(self._place[u])
+            over_P = present[self._edges.dealer[rows]]
             message = ShareDelivery(
-                present=present[others],
-                ciphertexts=[self._ciphertexts[others & present, column].tobytes()],
+                present=over_P, ciphertexts=[self._ciphertexts[rows[over_P]].tobytes()]
             )
             frame = self._frame(MessageType.SHARE_DELIVERY, message.encode(), self._session)
             out.append(Outbound(recipient=u, frame=frame))
@@ -448,21 +597,53 @@ class SecAggServer:
         return out
 
     def _close_masked_input(self, U3: tuple[ClientId, ...]) -> list[Outbound | Event]:
-        assert self._session is not None  # noqa: S101  # set when U1 was closed
-        U1, U2 = self._U
+        assert self._session is not None and self._edges is not None  # noqa: S101  # on U1
         there = set(U3)
-        alive = np.array([u in there for u in U1], dtype=np.bool_)
-        self._unmasking = _Unmasking(
-            rows={u: i for i, u in enumerate(U3)},
-            b=ShareTable(holders=len(U3), dealers=len(U3), words=B_WORDS, secret_bytes=16),
-            s=ShareTable(
-                holders=len(U3), dealers=len(U2) - len(U3), words=S_WORDS, secret_bytes=32
-            ),
-        )
+        self._unmasking = self._tables(U3)
         out: list[Outbound | Event] = []
-        for u in U3:
-            others = np.array(U1) != u
-            message = UnmaskRequest(size=len(U3), alive=alive[others])
+        if self._active:
+            notice = SurvivorNotice(
+                alive=np.array([u in there for u in self._config.cohort], dtype=np.bool_)
+            )
+            self._survivor_bitmap = notice.encode()
+            frame = self._frame(MessageType.SURVIVOR_NOTICE, self._survivor_bitmap, self._session)
+            out += [Outbound(recipient=u, frame=frame) for u in U3]
+        else:
+            alive = np.array([u in there for u in self._U[0]], dtype=np.bool_)
+            for u in U3:
+                rows = self._edges.of_holder(self._place[u])
+                message = UnmaskRequest(size=len(U3), alive=alive[self._edges.dealer[rows]])
+                frame = self._frame(MessageType.UNMASK_REQUEST, message.encode(), self._session)
+                out.append(Outbound(recipient=u, frame=frame))
+        self._edges = None
+        return out
+
+    def _tables(self, U3: tuple[ClientId, ...]) -> _Unmasking:
+        """Room for all shares that the survivors will be asked for."""
+        there = set(U3)
+        dropped = tuple(u for u in self._U[1] if u not in there)
+        b = Edges(self._graph, U3, U3, own=self._own)
+        s = Edges(self._graph, dropped, U3)
+        return _Unmasking(
+            U3={u: i for i, u in enumerate(U3)},
+            dropped=dropped,
+            b=ShareTable(b, words=B_WORDS, secret_bytes=16),
+            s=ShareTable(s, words=S_WORDS, secret_bytes=32),
+            needed=(np.ones(len(U3), dtype=np.bool_), s.counts > 0),
+        )
+
+    def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> list[Outbound | Event]:
+        assert self._session is not None  # noqa: S101  # on U1
+        signed = set(U4)
+        out: list[Outbound | Event] = []
+        for u in U4:
+            # At least t signatures for everybody: t holders of b_u were just found among U4.
+            message = SignedUnmaskRequest(
+                signatures=tuple(
+                    (v, self._signatures[MessageType.SURVIVOR_SIGNATURE, v])
+                    for v in self._graph.peers(u, signed)
+                )
+            )
             frame = self._frame(MessageType.UNMASK_REQUEST, message.encode(), self._session)
             out.append(Outbound(recipient=u, frame=frame))
         return out
@@ -483,7 +664,7 @@ class SecAggServer:
         self._result = AggregateSum(
             vector=RingVector(self._total, self._config.modulus),
             survivors=U3,
-            min_honest=len(U3) - self._config.A,
+            min_honest=guaranteed_honest(self._config, len(U3), sigma=self._sigma),
             verified=True,
             transcript_digest=self._transcript_digest(),
         )
@@ -500,23 +681,21 @@ class SecAggServer:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
         table = self._unmasking
         U3 = self._U[2]
-        dropped = [u for u in self._U[1] if u not in table.rows]
-        points = tuple(1 + self._config.cohort.index(u) for u in U3)
-        answered = np.flatnonzero(table.b.present.any(axis=1) | table.s.present.any(axis=1))
-        responders = _compact(table, answered, points, self._config.t)
-        holders = [U3[i] for i in answered]
+        points = [1 + self._config.cohort.index(u) for u in U3]
+        responders = Responders(points, self._answered(table), self._config.t)
         seeds: dict[ClientId, bytes] = {}
         mask_keys: dict[ClientId, bytes] = {}
         pairs: list[tuple[ClientId, ClientId]] = []
-        for shares, dealers, check, secrets in (
-            (table.b, U3, self._seed_matches, seeds),
-            (table.s, dropped, self._mask_key_matches, mask_keys),
+        for shares, dealers, needed, check, secrets in (
+            (table.b, U3, table.needed[0], self._seed_matches, seeds),
+            (table.s, table.dropped, table.needed[1], self._mask_key_matches, mask_keys),
         ):
-            for column, dealer in enumerate(dealers):
-                secret = shares.secret(column, responders)
+            for place in np.flatnonzero(needed).tolist():
+                dealer = dealers[place]
+                secret = shares.secret(place, responders)
                 if secret is None or not check(dealer, secret):
-                    rows = shares.used_rows(column, self._config.t)
-                    pairs += [(dealer, holders[i]) for i in rows]
+                    rows = shares.used_rows(place, self._config.t)
+                    pairs += [(dealer, U3[i]) for i in shares.edges.holder[rows]]
                 else:
                     secrets[dealer] = secret
         if pairs:
@@ -532,25 +711,35 @@ class SecAggServer:
             )
         return seeds, mask_keys
 
+    @staticmethod
+    def _answered(table: _Unmasking) -> list[int]:
+        """Positions in U3 of everybody who gave a share."""
+        given = [t.edges.holder[t.present] for t in (table.b, table.s)]
+        return np.unique(np.concatenate(given)).tolist()  # type: ignore[no-any-return]
+
     def _seed_matches(self, u: ClientId, b_u: bytes) -> bool:
-        published = self._keys[u]
-        commitment = keys.seed_commitment(self._config_digest, u, published.c_pk, b_u)
+        published = self._advertised[u]
+        commitment = self._keys.seed_commitment(self._config_digest, u, published.c_pk, b_u)
         return hmac.compare_digest(commitment, published.commitment)
 
     def _mask_key_matches(self, u: ClientId, s_sk: bytes) -> bool:
-        return agreement_key_matches(s_sk, self._keys[u].s_pk)
+        return agreement_key_matches(s_sk, self._advertised[u].s_pk)
 
     def _mask_jobs(
         self, seeds: dict[ClientId, bytes], mask_keys: dict[ClientId, bytes]
     ) -> list[MaskJob]:
         """What separates Σ y from Σ x: all self masks, and pair masks without a partner."""
         assert self._session is not None  # noqa: S101  # set when U1 was closed
-        session = self._session
-        jobs = [MaskJob(-1, b_u, b"", session, keys.self_mask_info(u)) for u, b_u in seeds.items()]
+        session, labels = self._session, self._keys
+        jobs = [
+            MaskJob(-1, b_u, b"", session, labels.self_mask_info(u)) for u, b_u in seeds.items()
+        ]
         jobs += [
-            MaskJob(-sign(u, d), s_sk, self._keys[u].s_pk, session, keys.pair_mask_info(u, d))
+            MaskJob(
+                -sign(u, d), s_sk, self._advertised[u].s_pk, session, labels.pair_mask_info(u, d)
+            )
             for d, s_sk in mask_keys.items()
-            for u in seeds
+            for u in self._graph.peers(d, seeds.keys())
         ]
         return jobs
 
@@ -595,6 +784,7 @@ class SecAggServer:
 
     def _wipe(self) -> None:
         self._ciphertexts = None
+        self._edges = None
         self._total = None
         self._unmasking = None
         self._probe = None
@@ -610,13 +800,3 @@ class SecAggServer:
 
     def __getstate__(self) -> NoReturn:
         self.__reduce__()
-
-
-def _compact(
-    table: _Unmasking, answered: NDArray[np.intp], points: tuple[int, ...], t: int
-) -> Responders:
-    """Keeps the rows of those who answered, so that interpolation weights repeat."""
-    for shares in (table.b, table.s):
-        shares.words = shares.words[answered]
-        shares.present = shares.present[answered]
-    return Responders(tuple(points[i] for i in answered), t)

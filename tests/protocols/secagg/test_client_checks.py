@@ -41,7 +41,7 @@ from securefl.protocols.secagg.messages import (
     ShareDelivery,
     UnmaskRequest,
 )
-from securefl.round import SERVER, Adversary, ClientId, Layout, Protocol, RoundId
+from securefl.round import SERVER, Adversary, ClientId, GraphSource, Layout, Protocol, RoundId
 from securefl.wire import decode_frame, pack_bitmap
 
 ONE = ClientId(1)
@@ -103,9 +103,12 @@ def test_a_configuration_weaker_than_the_clients_policy_is_refused(
         ({"n_min": 3}, "n_min must be in 4..5"),
         ({"n_min": 6}, "n_min must be in 4..5"),
         ({"A": 0}, "assume_no_corruption"),
-        ({"k": 2}, "complete graph only"),
-        ({"adversary": Adversary.ACTIVE}, "semi-honest adversary only"),
+        ({"k": 2}, "SECAGG is the complete graph"),
+        ({"graph_source": GraphSource.BEACON}, "takes no beacon"),
+        ({"adversary": Adversary.ACTIVE}, "identit"),
+        ({"adversary": Adversary.ACTIVE, "A": 2}, r"2t must exceed h \+ c = 4 \+ 2.*least t=4"),
         ({"protocol": Protocol.SECAGG_PLUS}, "SECAGG"),
+        ({"protocol": Protocol.PEERSUM}, "not PEERSUM"),
         ({"m": 1 << 40}, "do not fit one frame"),
     ],
 )
@@ -207,7 +210,7 @@ def test_one_unreadable_share_is_an_event_and_not_the_end(secagg: Any) -> None:
 
 def test_a_share_word_that_is_no_field_element_is_unreadable(secagg: Any) -> None:
     from securefl.primitives.channel import AgreementKey, PublicKey
-    from securefl.protocols.secagg import keys
+    from securefl.protocols.secagg.keys import KeySchedule
 
     secrets: dict[ClientId, list[bytes]] = {}
 
@@ -224,7 +227,7 @@ def test_a_share_word_that_is_no_field_element_is_unreadable(secagg: Any) -> Non
         PublicKey(AgreementKey(secrets[ONE][0]).public)
     )
     plain = b"\xff\xff\xff\x7f" + bytes(52)  # the value p
-    sealed = keys.seal_shares(agreed, session, ClientId(2), ONE, plain)
+    sealed = KeySchedule(Protocol.SECAGG).seal_shares(agreed, session, ClientId(2), ONE, plain)
     delivery = delivery_of(bench, secagg)
     forged = ShareDelivery(
         present=delivery.present, ciphertexts=[sealed, *delivery.ciphertexts[1:]]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from securefl.primitives.channel import AgreementKey, PublicKey, Unopenable
-from securefl.protocols.secagg import keys
+from securefl.protocols.secagg.keys import KeySchedule, MerkleTree, audit_root
 from securefl.protocols.secagg.messages import ShareDelivery
-from securefl.round import ClientId
+from securefl.round import ClientId, Protocol
 
 ONE, TWO = ClientId(1), ClientId(2)
+keys = KeySchedule(Protocol.SECAGG)
 
 
 def recording(secrets: dict[ClientId, list[bytes]], *, fixed: bool = False) -> Any:
@@ -119,8 +120,39 @@ def test_the_merkle_root_is_that_of_rfc_6962(size: int) -> None:
         return hashlib.sha256(b"\1" + mth(leaves[:k]) + mth(leaves[k:])).digest()
 
     leaves = [bytes([i]) * i for i in range(size)]
-    assert keys.merkle_root(leaves) == mth(leaves)
-    assert keys.merkle_root([]) == hashlib.sha256(b"").digest()
+    tree = MerkleTree(leaves)
+    assert tree.root == mth(leaves)
+    assert MerkleTree([]).root == hashlib.sha256(b"").digest()
+
+    def path(index: int, part: list[bytes]) -> list[bytes]:
+        """PATH(m, D[n]) of RFC 6962, section 2.1.1, word for word."""
+        if len(part) == 1:
+            return []
+        k = 1 << ((len(part) - 1).bit_length() - 1)
+        if index < k:
+            return [*path(index, part[:k]), mth(part[k:])]
+        return [*path(index - k, part[k:]), mth(part[:k])]
+
+    for i, leaf in enumerate(leaves):
+        assert list(tree.path(i)) == path(i, leaves)
+        assert audit_root(leaf, i, size, tree.path(i)) == tree.root
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 11])
+def test_an_audit_path_proves_one_leaf_at_one_place(size: int) -> None:
+    leaves = [bytes([i]) for i in range(size)]
+    tree = MerkleTree(leaves)
+    for i in range(size):
+        path = list(tree.path(i))
+        assert audit_root(b"other", i, size, path) != tree.root
+        assert audit_root(leaves[i], i, size, [*path, bytes(32)]) is None
+        for wrong in range(size):
+            if wrong != i:
+                assert audit_root(leaves[i], wrong, size, path) != tree.root
+        for j in range(len(path)):
+            assert audit_root(leaves[i], i, size, path[:j] + path[j + 1 :]) != tree.root
+            changed = [*path[:j], bytes(32), *path[j + 1 :]]
+            assert audit_root(leaves[i], i, size, changed) != tree.root
 
 
 def test_no_mask_key_opens_a_ciphertext(secagg: Any) -> None:

@@ -125,7 +125,7 @@ def test_the_server_forgets_shares_and_masked_sums_after_an_abort(secagg: Any) -
     bench, _ = session(secagg, "unmasking")
     bench.answer(without=[2, 3])
     total = bench.server._total.tobytes()
-    share = bench.server._unmasking.b.words[0, 1].tobytes()
+    share = bench.server._unmasking.b.words[2].tobytes()
     secrets = {"total": total, "share": share}
     assert held(bench.server, secrets) == set(secrets)
     with pytest.raises(SecureFLError):
