@@ -30,7 +30,8 @@ from accounting.curves import (
     best_order,
     count_weight,
     leaf_curve,
-    rdp,
+    slack_of,
+    total_curve,
 )
 from accounting.errors import (
     AdjacencyMismatch,
@@ -127,11 +128,14 @@ class RDPCurve:
         orders: the orders, increasing.
         values: the RDP at each, >= 0, possibly infinite.
         adjacency: the neighbour relation.
+        delta: probability of a failure outside of which the curve holds; 0 unless an
+            (epsilon, delta)-private event was composed.
     """
 
     orders: tuple[float, ...]
     values: tuple[float, ...]
     adjacency: Adjacency
+    delta: float = 0.0
 
 
 def checked_delta(delta: object) -> float:
@@ -213,6 +217,7 @@ class RDPAccountant:
             InvalidEvent: if ``event`` is not an event.
             InvalidParameter: if ``n`` is not an int >= 1.
             UnsupportedEvent: if some part has no proved curve; then nothing was added.
+            AdjacencyMismatch: if some part is proved under another adjacency; as above.
         """
         if not isinstance(event, Event):
             raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
@@ -258,6 +263,7 @@ class RDPAccountant:
             orders=tuple(self._grid.values.tolist()),
             values=tuple(self._total(self._grid).tolist()),
             adjacency=self._adjacency,
+            delta=self._slack(),
         )
 
     def epsilon(self, delta: float) -> Bound:
@@ -269,7 +275,7 @@ class RDPAccountant:
         Raises:
             InvalidParameter: unless 0 < delta < 1.
         """
-        return self._epsilon(self._total, checked_delta(delta))
+        return self._epsilon(self._total, checked_delta(delta), self._slack())
 
     def epsilon_if(self, events: Iterable[Event], delta: float) -> Bound:
         """The epsilon there would be with these events as well. Nothing is composed.
@@ -281,7 +287,10 @@ class RDPAccountant:
             UnsupportedEvent: if some part has no proved curve.
         """
         more = tuple(events)
-        return self._epsilon(lambda orders: self._total_with(more, orders), checked_delta(delta))
+        slack = self._slack(part for event in more for part in leaves(event))
+        return self._epsilon(
+            lambda orders: self._total_with(more, orders), checked_delta(delta), slack
+        )
 
     def epsilon_at(self, order: float, delta: float) -> Bound:
         """The epsilon that one declared order proves for this delta.
@@ -291,7 +300,10 @@ class RDPAccountant:
         """
         delta = checked_delta(delta)
         orders = Orders.of((order,))
-        value = float(orders.to_epsilon(self._total(orders), delta)[0])
+        left = delta - self._slack()
+        if left <= 0:
+            return self._bound(math.inf, delta, order=None)
+        value = float(orders.to_epsilon(self._total(orders), left)[0])
         return self._bound(max(0.0, value), delta, order=order)
 
     def delta(self, epsilon: float) -> Bound:
@@ -309,17 +321,24 @@ class RDPAccountant:
         proved = min(1.0, math.exp(min(0.0, float(logs[index]))))
         return self._bound(
             epsilon,
-            min(proved, _total_variation(self._total(self._grid))),
+            min(1.0, min(proved, _total_variation(self._total(self._grid))) + self._slack()),
             order=float(self._grid.values[index]),
         )
 
-    def _epsilon(self, curve: Callable[[Orders], Floats], delta: float) -> Bound:
-        if _total_variation(curve(self._grid)) <= delta:
+    def _slack(self, more: Iterable[tuple[Event, int]] = ()) -> float:
+        """The probability that (epsilon, delta)-private events fail; taken off every delta."""
+        return slack_of([*self._counts.items(), *more])
+
+    def _epsilon(self, curve: Callable[[Orders], Floats], delta: float, slack: float) -> Bound:
+        left = delta - slack
+        if left <= 0:
+            return self._bound(math.inf, delta, order=None)
+        if _total_variation(curve(self._grid)) <= left:
             return self._bound(0.0, delta, order=float(self._grid.values[0]))
         if self._refines:
-            value, order, index = best_order(curve, delta, grid=self._grid)
+            value, order, index = best_order(curve, left, grid=self._grid)
         else:
-            values = self._grid.to_epsilon(curve(self._grid), delta)
+            values = self._grid.to_epsilon(curve(self._grid), left)
             index = int(np.argmin(values))
             value, order = float(values[index]), float(self._grid.values[index])
         if math.isinf(value):
@@ -342,7 +361,7 @@ class RDPAccountant:
     def _total_with(self, events: Iterable[Event], orders: Orders) -> Floats:
         total = self._total(orders)
         for event in events:
-            total = total + rdp(event, orders, self._adjacency)
+            total = total + total_curve(event, orders, self._adjacency)
         return total
 
     def _warn_at_edge(self, index: int, value: float) -> None:

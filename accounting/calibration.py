@@ -26,7 +26,14 @@ from accounting.accountant import (
     checked_epsilon,
     epsilon,
 )
-from accounting.curves import DEFAULT_ORDERS, Floats, Orders, best_order, rdp
+from accounting.curves import (
+    DEFAULT_ORDERS,
+    Floats,
+    Orders,
+    best_order,
+    slack_delta,
+    total_curve,
+)
 from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter
 from accounting.events import Adjacency, Event
 
@@ -186,9 +193,12 @@ class _Search:
                 return exact
 
         def curve(orders: Orders) -> Floats:
-            return rdp(event, orders, self.adjacency)
+            return total_curve(event, orders, self.adjacency)
 
-        found, order, _ = best_order(curve, self.delta, grid=_GRID)
+        left = self.delta - slack_delta(event)
+        found, order = math.inf, math.inf
+        if left > 0:
+            found, order, _ = best_order(curve, left, grid=_GRID)
         return Bound(
             value=max(0.0, found),
             kind=BoundKind.UPPER,
