@@ -2,7 +2,8 @@
 
 RDP curves add up under (even adaptive) composition (Mironov 2017, Prop. 1); the sum is translated
 once, at the best order (see :mod:`accounting.curves` for the sources). For unsampled Gaussians the
-exact answer is known (Balle, Wang 2018, arXiv 1805.06530, Theorem 8) and given on request.
+exact answer is known (Balle, Wang 2018, arXiv 1805.06530, Theorem 8); for rare participation a
+privacy-loss distribution is tighter (:mod:`accounting.pld`).
 
 What an epsilon of this module means: the releases were *planned beforehand*. If parameters or the
 decision to stop depend on earlier outputs, only the declared order of :mod:`accounting.ledger`
@@ -11,6 +12,7 @@ gives a bound. This module knows no budget, no file and no history.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -28,6 +30,7 @@ from accounting.curves import (
     Floats,
     Orders,
     best_order,
+    combined_gaussian,
     count_weight,
     leaf_curve,
     slack_of,
@@ -40,7 +43,7 @@ from accounting.errors import (
     OrderAtEdgeWarning,
     UnsupportedEvent,
 )
-from accounting.events import Adjacency, Event, Gaussian, leaves
+from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, leaves
 
 __all__ = [
     "Bound",
@@ -71,10 +74,12 @@ class Method(StrEnum):
     """How an epsilon is computed."""
 
     AUTO = "auto"
-    """Exact if every event is an unsampled Gaussian, else RDP."""
+    """Exact if every event is an unsampled Gaussian, else the smaller of PLD (if it is installed
+    and right for the event) and RDP. The bound says which."""
 
     RDP = "rdp"
     EXACT = "exact"
+    PLD = "pld"
 
     @classmethod
     def of(cls, value: Method | str) -> Method:
@@ -102,6 +107,7 @@ class Bound:
         adjacency: the neighbour relation.
         order: the RDP order that gave it; None where no order was involved.
         discretisation: the grid width of a discretised method; None for RDP and exact.
+        discretisation_error: how much the value moved when that width was halved; None otherwise.
     """
 
     value: float
@@ -111,6 +117,7 @@ class Bound:
     adjacency: Adjacency
     order: float | None = None
     discretisation: float | None = None
+    discretisation_error: float | None = None
 
     def __str__(self) -> str:
         at = "" if self.order is None else f", order {self.order:.6g}"
@@ -412,11 +419,14 @@ def epsilon(
         event: what is released in all.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
-        method: ``auto`` is exact if all events are unsampled Gaussians, else RDP.
+        method: ``auto`` is exact if all events are unsampled Gaussians, else the smaller one of
+            PLD (where dp-accounting is installed and right for the event) and RDP.
 
     Raises:
         InvalidParameter: for a delta, an adjacency or a method that is not possible.
-        UnsupportedEvent: if no proved curve is known, or ``exact`` is asked for other events.
+        UnsupportedEvent: if no proved cost is known by this method.
+        AdjacencyMismatch: if a part is proved under another adjacency.
+        MissingExtra: if ``pld`` is asked for and dp-accounting is not installed.
 
     >>> epsilon(Gaussian(noise_multiplier=1.0), 1e-5, adjacency="replace-one").kind.value
     'exact'
@@ -426,6 +436,8 @@ def epsilon(
     delta = checked_delta(delta)
     if not isinstance(event, Event):
         raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
+    if method is Method.PLD:
+        return _by_pld(event, delta, adjacency)
     if method is not Method.RDP:
         mu = _gaussian_mu(event, adjacency)
         if mu is not None:
@@ -442,8 +454,38 @@ def epsilon(
                 event=event,
             )
     accountant = RDPAccountant(adjacency=adjacency)
+    if method is Method.AUTO:
+        return _smaller(event, delta, accountant)
     accountant.compose(event)
     return accountant.epsilon(delta)
+
+
+def _by_pld(event: Event, delta: float, adjacency: Adjacency) -> Bound:
+    from accounting.pld import pld_epsilon  # noqa: PLC0415  # it stands on this module
+
+    return pld_epsilon(event, delta, adjacency=adjacency)
+
+
+def _smaller(event: Event, delta: float, accountant: RDPAccountant) -> Bound:
+    """The smaller one of two valid upper bounds; the only one, where there is but one."""
+    from accounting.pld import pld_available, pld_supports  # noqa: PLC0415  # as above
+
+    tight = None
+    if pld_supports(event, accountant.adjacency) and pld_available():
+        with contextlib.suppress(UnsupportedEvent):  # a grid too large
+            tight = _by_pld(event, delta, accountant.adjacency)
+    try:
+        accountant.compose(event)
+    except UnsupportedEvent:
+        if tight is None:
+            raise
+        return tight
+    if tight is None:
+        return accountant.epsilon(delta)
+    with warnings.catch_warnings():  # a loose RDP bound does not matter here
+        warnings.simplefilter("ignore", OrderAtEdgeWarning)
+        upper = accountant.epsilon(delta)
+    return tight if tight.value <= upper.value else upper
 
 
 # --- the exact Gaussian -------------------------------------------------------------------------
@@ -453,12 +495,26 @@ def _gaussian_mu(event: Event, adjacency: Adjacency) -> float | None:
     """The mu of Gaussian DP, mu^2 = sum n / z^2 (replace-one: four times that); None if mixed."""
     squares = []
     for leaf, count in leaves(event):
-        if not isinstance(leaf, Gaussian):
+        if not isinstance(leaf, Gaussian | NoiseShares | Group):
             return None
-        inverse = 1.0 / leaf.noise_multiplier
+        z = leaf.noise_multiplier if isinstance(leaf, Gaussian) else _shared_z(leaf, adjacency)
+        if z is None:
+            return None
+        inverse = 1.0 / z
         squares.append(count_weight(count) * (inverse * inverse))
     scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
     return scale * math.sqrt(math.fsum(squares))
+
+
+def _shared_z(event: NoiseShares | Group, adjacency: Adjacency) -> float | None:
+    """The z of noise shares or a group around Gaussians; None around anything else."""
+    from accounting.derived import group_event  # noqa: PLC0415  # it stands on this module
+
+    if isinstance(event, NoiseShares):
+        return combined_gaussian(event, adjacency)
+    if combined_gaussian(event.event, adjacency) is None:
+        return None
+    return combined_gaussian(group_event(event), adjacency)
 
 
 def gaussian_delta(mu: float, value: float) -> float:

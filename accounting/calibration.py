@@ -34,8 +34,9 @@ from accounting.curves import (
     slack_delta,
     total_curve,
 )
-from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter
+from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter, UnsupportedEvent
 from accounting.events import Adjacency, Event
+from accounting.pld import pld_supports
 
 __all__ = ["Calibration", "Over", "calibrate", "headroom"]
 
@@ -104,7 +105,8 @@ def calibrate(
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
         over: which parameter.
-        method: ``rdp`` gives the order that a ledger needs; ``exact`` and ``auto`` may not.
+        method: ``rdp`` gives the order that a ledger needs; ``exact``, ``pld`` and ``auto`` may
+            not. ``pld`` is slow: seconds to minutes.
 
     Returns:
         ``achieved.value <= eps`` always, and >= .999 eps for noise multiplier and rate (except at
@@ -188,9 +190,9 @@ class _Search:
         """
         event = self.event(value)
         if self.method is not Method.RDP:
-            exact = epsilon(event, self.delta, adjacency=self.adjacency, method=self.method)
-            if exact.method is Method.EXACT:
-                return exact
+            other = self._by_other_method(event)
+            if other.method is not Method.RDP:
+                return other
 
         def curve(orders: Orders) -> Floats:
             return total_curve(event, orders, self.adjacency)
@@ -207,6 +209,21 @@ class _Search:
             adjacency=self.adjacency,
             order=None if math.isinf(found) else order,
         )
+
+    def _by_other_method(self, event: Event) -> Bound:
+        try:
+            return epsilon(event, self.delta, adjacency=self.adjacency, method=self.method)
+        except UnsupportedEvent:
+            if self.method is not Method.PLD or not pld_supports(event, self.adjacency):
+                raise
+            # Too little noise for any grid: as good as infinite to a search for the target.
+            return Bound(
+                value=math.inf,
+                kind=BoundKind.UPPER,
+                method=Method.PLD,
+                delta=self.delta,
+                adjacency=self.adjacency,
+            )
 
     def excess(self, value: float) -> float:
         """How far the bound is above the aim; <= 0 is on the safe side."""
