@@ -54,6 +54,7 @@ from accounting.events import (
     dump,
     parse,
 )
+from accounting.intervals import Interval, interval
 from accounting.ledger import Balance, Ledger
 from accounting.record import (
     EntryKind,
@@ -92,6 +93,7 @@ __all__ = [
     "Group",
     "Head",
     "Hierarchical",
+    "Interval",
     "InvalidEvent",
     "InvalidParameter",
     "Laplace",
@@ -126,6 +128,7 @@ __all__ = [
     "digest",
     "dump",
     "epsilon",
+    "interval",
     "parse",
     "rounded_sensitivity",
 ]

@@ -80,6 +80,8 @@ class Method(StrEnum):
     RDP = "rdp"
     EXACT = "exact"
     PLD = "pld"
+    INTERVAL = "interval"
+    """Of a bound from :func:`accounting.interval`; cannot be asked for."""
 
     @classmethod
     def of(cls, value: Method | str) -> Method:
@@ -433,6 +435,8 @@ def epsilon(
     """
     adjacency = Adjacency.of(adjacency)
     method = Method.of(method)
+    if method is Method.INTERVAL:
+        raise InvalidParameter("an interval is no single epsilon: call accounting.interval")
     delta = checked_delta(delta)
     if not isinstance(event, Event):
         raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
