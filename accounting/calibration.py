@@ -1,4 +1,4 @@
-"""The noise, the number of steps or the sampling rate that meets a target (epsilon, delta).
+"""The noise, the steps, the sampling rate or the cohort that meets a target (epsilon, delta).
 
 The search is Brent's method on the logarithm for noise and rate, doubling and bisection for
 steps, and always ends on the safe side of the target.
@@ -35,7 +35,7 @@ from accounting.curves import (
     total_curve,
 )
 from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter, UnsupportedEvent
-from accounting.events import Adjacency, Event
+from accounting.events import MAX_COUNT, Adjacency, Event
 from accounting.pld import pld_supports
 
 __all__ = ["Calibration", "Over", "calibrate", "headroom"]
@@ -52,6 +52,7 @@ class Over(StrEnum):
     NOISE_MULTIPLIER = "noise_multiplier"
     STEPS = "steps"
     SAMPLE_RATE = "sample_rate"
+    COHORT = "cohort"
 
     @classmethod
     def of(cls, value: Over | str) -> Over:
@@ -72,7 +73,7 @@ class Calibration:
     """The answer of :func:`calibrate`.
 
     Attributes:
-        value: the noise multiplier, the number of steps (a whole number) or the rate.
+        value: the noise multiplier, the rate, or the number of steps or units (an int).
         achieved: the bound at that value; ``achieved.value <= target``.
         target: the epsilon that was asked for.
     """
@@ -96,11 +97,12 @@ def calibrate(
     over: Over | str = Over.NOISE_MULTIPLIER,
     method: Method | str = Method.RDP,
 ) -> Calibration:
-    """Finds the least noise, the most steps or the largest rate that meets (eps, delta).
+    """Finds the least noise, the most steps, the largest rate or cohort that meets (eps, delta).
 
     Args:
         make_event: everything that will be released, as a function of the searched parameter: a
-            float (noise multiplier, rate) or an int (steps). Its cost must be monotone in it.
+            float (noise multiplier, rate) or an int (steps, cohort). Its cost must be monotone in
+            it. A cohort above the population may raise InvalidEvent, as ``FixedSize`` does.
         eps: target epsilon, finite and > 0.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
@@ -139,6 +141,7 @@ def calibrate(
     probes = {
         Over.NOISE_MULTIPLIER: (1.0, 2.0, 4.0),
         Over.STEPS: (1, 2, 3),
+        Over.COHORT: (1, 1, 1),
         Over.SAMPLE_RATE: (0.25, 0.5, 1.0),
     }[over]
     key = (
@@ -153,6 +156,7 @@ def calibrate(
     value = {
         Over.NOISE_MULTIPLIER: _least_noise,
         Over.STEPS: _most_steps,
+        Over.COHORT: _largest_cohort,
         Over.SAMPLE_RATE: _largest_rate,
     }[over](search)
     answer = Calibration(value=value, achieved=search.bound(value), target=target)
@@ -280,6 +284,29 @@ def _safe_root(search: _Search, unsafe: float, safe: float) -> float:
         root += step
         step *= 2
     return math.exp(root)
+
+
+def _largest_cohort(search: _Search) -> int:
+    """By doubling and bisection; a cohort that make_event refuses is one too large."""
+
+    def too_large(cohort: int) -> bool:
+        try:
+            return search.excess(cohort) > 0
+        except InvalidEvent:
+            return True
+
+    search.event(1)  # an event that is wrong for other reasons is refused here
+    if too_large(1):
+        raise search.refuse("cohort, not even one unit,")
+    low, high = 1, 2
+    while not too_large(high):
+        low, high = high, 2 * high
+        if high > MAX_COUNT:
+            raise search.refuse("finite cohort: no size uses it up, none")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if too_large(middle) else (middle, high)
+    return low
 
 
 def _most_steps(search: _Search) -> int:

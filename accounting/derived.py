@@ -50,7 +50,7 @@ from accounting.events import (
     leaves,
 )
 
-__all__ = ["group_event", "log_even_moments", "survivors_event"]
+__all__ = ["group_event", "log_even_moments", "mean_runs", "survivors_event"]
 
 _MOMENTS_UP_TO = 256  # orders of M4's first entry; above, its second one alone
 _STEP = 0.05
@@ -187,10 +187,10 @@ def _select(event: Select, orders: Orders, adjacency: Adjacency) -> Floats:
     # Any order b gives a bound; those of the grid are used, whatever orders were asked for.
     b = _GRID.values
     again = float(np.min((1 - 1 / b) * rdp(event.event, _GRID, adjacency) - math.log(gamma) / b))
-    return base + math.log(_mean_runs(eta, gamma)) * orders.inverse + (1 + eta) * again
+    return base + math.log(mean_runs(eta, gamma)) * orders.inverse + (1 + eta) * again
 
 
-def _mean_runs(eta: float, gamma: float) -> float:
+def mean_runs(eta: float, gamma: float) -> float:
     """The mean of the truncated negative binomial: eta (1-gamma) / (gamma (1 - gamma^eta)).
 
     Written with 1 - gamma^eta = -expm1(eta ln gamma); the limits are 1 at gamma = 1 and the

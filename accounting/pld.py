@@ -49,7 +49,7 @@ from accounting.events import (
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-__all__ = ["MAX_CELLS", "grid_width", "pld_available", "pld_epsilon", "pld_supports"]
+__all__ = ["MAX_CELLS", "grid_width", "pld_available", "pld_epsilon", "pld_fits", "pld_supports"]
 
 MAX_CELLS = 20_000_000
 _TAIL = 1e-15  # probability outside of the range for which cells are counted
@@ -150,6 +150,15 @@ def pld_supports(event: Event, adjacency: Adjacency) -> bool:
     """Whether the guard lets this event pass."""
     try:
         _parts(event, adjacency)
+    except UnsupportedEvent:
+        return False
+    return True
+
+
+def pld_fits(event: Event, adjacency: Adjacency, width: float) -> bool:
+    """Whether the guard lets this event pass at this grid width."""
+    try:
+        _refuse_large_grids(event, _parts(event, adjacency), adjacency, width)
     except UnsupportedEvent:
         return False
     return True

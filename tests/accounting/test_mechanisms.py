@@ -572,15 +572,15 @@ def test_selection_is_not_below_exact_small_cases(x: float, a: float) -> None:
 
 @given(st.floats(-0.9, 20), st.floats(1e-6, 1))
 def test_the_mean_number_of_runs_is_that_of_the_distribution(eta: float, gamma: float) -> None:
-    from accounting.derived import _mean_runs
+    from accounting.derived import mean_runs
 
     if abs(eta) < 1e-6:
         return
     with mp.workdps(60):
         e, g = mp.mpf(eta), mp.mpf(gamma)
         exact = e * (1 - g) / (g * (1 - g**e)) if g != 1 else mp.mpf(1)
-    assert _mean_runs(eta, gamma) == pytest.approx(float(exact), rel=1e-9)
-    assert _mean_runs(0.0, 0.5) == pytest.approx(1 / math.log(2))
+    assert mean_runs(eta, gamma) == pytest.approx(float(exact), rel=1e-9)
+    assert mean_runs(0.0, 0.5) == pytest.approx(1 / math.log(2))
 
 
 def test_groups_are_k_times_the_sensitivity() -> None:
