@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
@@ -75,6 +76,7 @@ __all__ = [
 
 Floats: TypeAlias = NDArray[np.float64]
 _Long: TypeAlias = NDArray[np.longdouble]
+_Whole: TypeAlias = NDArray[np.intp]
 
 MIN_ORDER = 1.01
 MAX_ORDER = 1 << 16
@@ -87,7 +89,7 @@ DEFAULT_ORDERS: tuple[float, ...] = (
 )
 """The grid: 1.05; 1.1 to 10.9 by .1; 11 to 63; 128, 256, ..., 4096."""
 
-_SMALL_INTEGER = 64  # integer orders up to here share one matrix; above, one row each
+_PRECISE = 1024  # integer orders up to here are summed in long double
 _INTEGERS_ONLY = 256  # refinement uses whole orders above this one
 _REFINE_ROUNDS, _REFINE_POINTS = 3, 13
 _QUADRATURE_NOISE = (0.2, 1e4)
@@ -101,7 +103,7 @@ class Orders:
     be cached under it. Equal only to itself.
     """
 
-    __slots__ = ("_log_order", "_log_shrink", "fractional", "inverse", "small", "values", "whole")
+    __slots__ = ("_log_order", "_log_shrink", "fractional", "inverse", "large", "precise", "values")
 
     def __init__(self, values: tuple[float, ...]) -> None:
         self.values: Floats = np.array(values, dtype=np.float64)
@@ -110,8 +112,8 @@ class Orders:
         self._log_order: Floats = np.log(self.values)
         self._log_shrink: Floats = np.log1p(-1.0 / self.values)
         is_whole = self.values == np.round(self.values)
-        self.small = np.flatnonzero(is_whole & (self.values <= _SMALL_INTEGER))
-        self.whole = np.flatnonzero(is_whole & (self.values > _SMALL_INTEGER))
+        self.precise = np.flatnonzero(is_whole & (self.values <= _PRECISE))
+        self.large = np.flatnonzero(is_whole & (self.values > _PRECISE))
         self.fractional = np.flatnonzero(~is_whole)
 
     @staticmethod
@@ -459,7 +461,7 @@ def poisson_gaussian_rdp(sample_rate: float, noise_multiplier: float, orders: Or
                 orders, lambda whole, at_whole: _whole_orders(q, s, whole, at_whole)
             )
         _fractional_orders(q, s, orders, log_a)
-    if orders.small.size or orders.whole.size:
+    if orders.precise.size or orders.large.size:
         _whole_orders(q, s, orders, log_a)
     return log_a * orders.inverse
 
@@ -482,7 +484,7 @@ def log_binomial_mean(
         log_a: written at the places of the whole orders.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        highest = int(orders.values[[*orders.small, *orders.whole]].max())
+        highest = int(orders.values[[*orders.precise, *orders.large]].max())
         log_terms = log_expm1(exponents(highest))
         log_binomial_sum(q, log_terms, orders, log_a, log_rest=np.log1p(-np.longdouble(q)))
 
@@ -501,24 +503,19 @@ def log_binomial_sum(
     double (64-bit mantissa on x86; where it is a plain double the error is 1e-11, not 1e-12).
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        highest = int(orders.values[[*orders.small, *orders.whole]].max())
+        highest = int(orders.values[[*orders.precise, *orders.large]].max())
         k, _ = _pairs(highest)
         shared = k * np.log(np.longdouble(q)) + log_terms
-        if orders.small.size:
-            log_binomials, rest = _binomial_rows(
-                tuple(orders.values[orders.small].astype(int).tolist())
-            )
-            terms = log_binomials + rest * np.longdouble(log_rest) + shared[: rest.shape[1]]
-            if np.isposinf(shared[: rest.shape[1]]).any():
-                terms[np.isneginf(log_binomials)] = -np.inf  # beyond k = a nothing counts
-            log_a[orders.small] = _log_one_plus_sum(terms)
-        for index in orders.whole:
-            log_binomials, rest = _binomial_rows((int(orders.values[index]),))
-            part = shared[: rest.shape[1]]
-            if rest.dtype == np.float64:
-                part = part.astype(np.float64)
-            terms = log_binomials + rest * rest.dtype.type(log_rest) + part
-            log_a[index] = _log_one_plus_sum(terms)[0]
+        if orders.precise.size:
+            rows = _joined_rows(tuple(orders.values[orders.precise].astype(int).tolist()))
+            terms = rows.log_binomials + rows.rest * np.longdouble(log_rest)
+            terms += shared[rows.column]
+            log_a[orders.precise] = _log_one_plus_sums(terms, rows.starts, rows.lengths)
+        for index in orders.large:
+            rows = _joined_rows((int(orders.values[index]),))
+            terms = (rows.log_binomials + rows.rest * np.longdouble(log_rest)).astype(np.float64)
+            terms += shared[rows.column].astype(np.float64)
+            log_a[index] = _log_one_plus_sums(terms, rows.starts, rows.lengths)[0]
 
 
 @lru_cache(maxsize=64)
@@ -537,29 +534,44 @@ def log_expm1(x: _Long) -> _Long:
     return np.where(y > 1, x + np.log1p(-np.exp(-y)), np.log(np.expm1(np.minimum(y, 1.0))))
 
 
-def _log_one_plus_sum(terms: _Long) -> Floats:
-    """log(1 + sum_k e^{terms[:, k]}) per row; the sum itself needs double precision only."""
-    top = np.max(terms, axis=1)
-    total = np.sum(np.exp((terms - top[:, None]).astype(np.float64)), axis=1)
-    log_total: Floats = np.logaddexp(0, top + np.log(total)).astype(np.float64)
+def _log_one_plus_sums(terms: _Long | Floats, starts: _Whole, lengths: _Whole) -> Floats:
+    """log(1 + sum e^term) per row of joined rows; the sums themselves need doubles only."""
+    top = np.maximum.reduceat(terms, starts)
+    scaled = np.exp((terms - np.repeat(top, lengths)).astype(np.float64))
+    total = np.add.reduceat(scaled, starts)
+    log_total: Floats = np.logaddexp(0, (top + np.log(total)).astype(np.float64))
     log_total[np.isposinf(top)] = np.inf  # noise so small that even the exponents overflow
     log_total[np.isneginf(top)] = 0.0  # noise so large that all of them underflow
     return log_total
 
 
-@lru_cache(maxsize=256)
-def _binomial_rows(orders: tuple[int, ...]) -> tuple[_Long, _Long]:
-    """The logs of C(a, k) and a - k for k = 2..max(orders), one row per order a; -inf beyond k = a.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Rows:
+    """For each order a in turn the numbers k = 2..a, joined into one array."""
 
-    From exact integers: differences of log-gamma would cost three digits.
-    """
-    k = np.arange(2, max(orders) + 1)
-    rest = np.array(orders)[:, None] - k
-    logs = np.full(rest.shape, -np.inf, dtype=np.longdouble)
-    for row, a in enumerate(orders):
-        logs[row, : a - 1] = _log_half_row(a)[np.minimum(k, a - k)[: a - 1]]
-    precision = np.longdouble if max(orders) <= 1024 else np.float64
-    return logs.astype(precision), rest.astype(precision)
+    log_binomials: _Long  # log C(a, k)
+    rest: _Long  # a - k
+    column: _Whole  # k - 2
+    starts: _Whole
+    lengths: _Whole
+
+
+@lru_cache(maxsize=256)
+def _joined_rows(orders: tuple[int, ...]) -> _Rows:
+    """From exact integers: differences of log-gamma would cost three digits."""
+    lengths = np.array(orders) - 1
+    k = [np.arange(2, a + 1) for a in orders]
+    return _Rows(
+        log_binomials=np.concatenate(
+            [_log_half_row(a)[np.minimum(row, a - row)] for a, row in zip(orders, k, strict=True)]
+        ),
+        rest=np.concatenate([a - row for a, row in zip(orders, k, strict=True)]).astype(
+            np.longdouble
+        ),
+        column=np.concatenate(k) - 2,
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+    )
 
 
 def _log_half_row(a: int) -> _Long:
