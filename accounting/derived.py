@@ -179,6 +179,18 @@ _GRID = Orders.of(DEFAULT_ORDERS)
 
 @curve_of(Select)
 def _select(event: Select, orders: Orders, adjacency: Adjacency) -> Floats:
+    """The theorem's bound, and at every order the least one of the grid's larger orders.
+
+    A Renyi divergence does not fall with its order; the theorems' bounds may.
+    """
+    on_grid = _select_bound(event, _GRID, adjacency)
+    least = np.append(np.minimum.accumulate(on_grid[::-1])[::-1], np.inf)
+    above: Floats = least[np.searchsorted(_GRID.values, orders.values)]
+    found: Floats = np.minimum(_select_bound(event, orders, adjacency), above)
+    return found
+
+
+def _select_bound(event: Select, orders: Orders, adjacency: Adjacency) -> Floats:
     base = rdp(event.event, orders, adjacency)
     if event.poisson_mean is not None:
         return _select_poisson(event.event, event.poisson_mean, base, orders, adjacency)

@@ -113,6 +113,18 @@ def test_skellam_is_not_below_the_exact_divergence(mu: float, shift: int) -> Non
         assert rdp_at(half, a, REPLACE) == found  # a shift from -half to half
 
 
+@pytest.mark.parametrize(
+    ("mu", "l2", "l1", "a"), [(100, 3, 5, 4), (2, 1, 1, 2), (1e4, 90, 800, 16), (5, 3, 1, 32)]
+)
+def test_skellam_is_the_published_bound(mu: float, l2: float, l1: float, a: int) -> None:
+    """In one dimension the exact divergence is below its first term; in more it need not be."""
+    bend = min(((2 * a - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+    expected = a * l2**2 / (2 * mu) + bend
+    assert rdp_at(Skellam(mu=mu, l2=l2, l1=l1), float(a), ZERO) == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
 @pytest.mark.parametrize("mu", [2.0, 20.0, 100.0])
 @pytest.mark.parametrize("shift", [1, 3])
 @pytest.mark.parametrize("q", [0.001, 0.03, 0.5])
