@@ -2,7 +2,8 @@
 
 RDP curves add up under (even adaptive) composition (Mironov 2017, Prop. 1); the sum is translated
 once, at the best order (see :mod:`accounting.curves` for the sources). For unsampled Gaussians the
-exact answer is known (Balle, Wang 2018, arXiv 1805.06530, Theorem 8) and given on request.
+exact answer is known (Balle, Wang 2018, arXiv 1805.06530, Theorem 8); for rare participation a
+privacy-loss distribution is tighter (:mod:`accounting.pld`).
 
 What an epsilon of this module means: the releases were *planned beforehand*. If parameters or the
 decision to stop depend on earlier outputs, only the declared order of :mod:`accounting.ledger`
@@ -11,6 +12,7 @@ gives a bound. This module knows no budget, no file and no history.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -28,9 +30,11 @@ from accounting.curves import (
     Floats,
     Orders,
     best_order,
+    combined_gaussian,
     count_weight,
     leaf_curve,
-    rdp,
+    slack_of,
+    total_curve,
 )
 from accounting.errors import (
     AdjacencyMismatch,
@@ -39,7 +43,7 @@ from accounting.errors import (
     OrderAtEdgeWarning,
     UnsupportedEvent,
 )
-from accounting.events import Adjacency, Event, Gaussian, leaves
+from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, leaves
 
 __all__ = [
     "Bound",
@@ -70,10 +74,14 @@ class Method(StrEnum):
     """How an epsilon is computed."""
 
     AUTO = "auto"
-    """Exact if every event is an unsampled Gaussian, else RDP."""
+    """Exact if every event is an unsampled Gaussian, else the smaller of PLD (if it is installed
+    and right for the event) and RDP. The bound says which."""
 
     RDP = "rdp"
     EXACT = "exact"
+    PLD = "pld"
+    INTERVAL = "interval"
+    """Of a bound from :func:`accounting.interval`; cannot be asked for."""
 
     @classmethod
     def of(cls, value: Method | str) -> Method:
@@ -101,6 +109,7 @@ class Bound:
         adjacency: the neighbour relation.
         order: the RDP order that gave it; None where no order was involved.
         discretisation: the grid width of a discretised method; None for RDP and exact.
+        discretisation_error: how much the value moved when that width was halved; None otherwise.
     """
 
     value: float
@@ -110,6 +119,7 @@ class Bound:
     adjacency: Adjacency
     order: float | None = None
     discretisation: float | None = None
+    discretisation_error: float | None = None
 
     def __str__(self) -> str:
         at = "" if self.order is None else f", order {self.order:.6g}"
@@ -127,11 +137,14 @@ class RDPCurve:
         orders: the orders, increasing.
         values: the RDP at each, >= 0, possibly infinite.
         adjacency: the neighbour relation.
+        delta: probability of a failure outside of which the curve holds; 0 unless an
+            (epsilon, delta)-private event was composed.
     """
 
     orders: tuple[float, ...]
     values: tuple[float, ...]
     adjacency: Adjacency
+    delta: float = 0.0
 
 
 def checked_delta(delta: object) -> float:
@@ -213,6 +226,7 @@ class RDPAccountant:
             InvalidEvent: if ``event`` is not an event.
             InvalidParameter: if ``n`` is not an int >= 1.
             UnsupportedEvent: if some part has no proved curve; then nothing was added.
+            AdjacencyMismatch: if some part is proved under another adjacency; as above.
         """
         if not isinstance(event, Event):
             raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
@@ -258,6 +272,7 @@ class RDPAccountant:
             orders=tuple(self._grid.values.tolist()),
             values=tuple(self._total(self._grid).tolist()),
             adjacency=self._adjacency,
+            delta=self._slack(),
         )
 
     def epsilon(self, delta: float) -> Bound:
@@ -269,7 +284,7 @@ class RDPAccountant:
         Raises:
             InvalidParameter: unless 0 < delta < 1.
         """
-        return self._epsilon(self._total, checked_delta(delta))
+        return self._epsilon(self._total, checked_delta(delta), self._slack())
 
     def epsilon_if(self, events: Iterable[Event], delta: float) -> Bound:
         """The epsilon there would be with these events as well. Nothing is composed.
@@ -281,7 +296,10 @@ class RDPAccountant:
             UnsupportedEvent: if some part has no proved curve.
         """
         more = tuple(events)
-        return self._epsilon(lambda orders: self._total_with(more, orders), checked_delta(delta))
+        slack = self._slack(part for event in more for part in leaves(event))
+        return self._epsilon(
+            lambda orders: self._total_with(more, orders), checked_delta(delta), slack
+        )
 
     def epsilon_at(self, order: float, delta: float) -> Bound:
         """The epsilon that one declared order proves for this delta.
@@ -291,7 +309,10 @@ class RDPAccountant:
         """
         delta = checked_delta(delta)
         orders = Orders.of((order,))
-        value = float(orders.to_epsilon(self._total(orders), delta)[0])
+        left = delta - self._slack()
+        if left <= 0:
+            return self._bound(math.inf, delta, order=None)
+        value = float(orders.to_epsilon(self._total(orders), left)[0])
         return self._bound(max(0.0, value), delta, order=order)
 
     def delta(self, epsilon: float) -> Bound:
@@ -309,17 +330,24 @@ class RDPAccountant:
         proved = min(1.0, math.exp(min(0.0, float(logs[index]))))
         return self._bound(
             epsilon,
-            min(proved, _total_variation(self._total(self._grid))),
+            min(1.0, min(proved, _total_variation(self._total(self._grid))) + self._slack()),
             order=float(self._grid.values[index]),
         )
 
-    def _epsilon(self, curve: Callable[[Orders], Floats], delta: float) -> Bound:
-        if _total_variation(curve(self._grid)) <= delta:
+    def _slack(self, more: Iterable[tuple[Event, int]] = ()) -> float:
+        """The probability that (epsilon, delta)-private events fail; taken off every delta."""
+        return slack_of([*self._counts.items(), *more])
+
+    def _epsilon(self, curve: Callable[[Orders], Floats], delta: float, slack: float) -> Bound:
+        left = delta - slack
+        if left <= 0:
+            return self._bound(math.inf, delta, order=None)
+        if _total_variation(curve(self._grid)) <= left:
             return self._bound(0.0, delta, order=float(self._grid.values[0]))
         if self._refines:
-            value, order, index = best_order(curve, delta, grid=self._grid)
+            value, order, index = best_order(curve, left, grid=self._grid)
         else:
-            values = self._grid.to_epsilon(curve(self._grid), delta)
+            values = self._grid.to_epsilon(curve(self._grid), left)
             index = int(np.argmin(values))
             value, order = float(values[index]), float(self._grid.values[index])
         if math.isinf(value):
@@ -342,7 +370,7 @@ class RDPAccountant:
     def _total_with(self, events: Iterable[Event], orders: Orders) -> Floats:
         total = self._total(orders)
         for event in events:
-            total = total + rdp(event, orders, self._adjacency)
+            total = total + total_curve(event, orders, self._adjacency)
         return total
 
     def _warn_at_edge(self, index: int, value: float) -> None:
@@ -393,20 +421,27 @@ def epsilon(
         event: what is released in all.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
-        method: ``auto`` is exact if all events are unsampled Gaussians, else RDP.
+        method: ``auto`` is exact if all events are unsampled Gaussians, else the smaller one of
+            PLD (where dp-accounting is installed and right for the event) and RDP.
 
     Raises:
         InvalidParameter: for a delta, an adjacency or a method that is not possible.
-        UnsupportedEvent: if no proved curve is known, or ``exact`` is asked for other events.
+        UnsupportedEvent: if no proved cost is known by this method.
+        AdjacencyMismatch: if a part is proved under another adjacency.
+        MissingExtra: if ``pld`` is asked for and dp-accounting is not installed.
 
     >>> epsilon(Gaussian(noise_multiplier=1.0), 1e-5, adjacency="replace-one").kind.value
     'exact'
     """
     adjacency = Adjacency.of(adjacency)
     method = Method.of(method)
+    if method is Method.INTERVAL:
+        raise InvalidParameter("an interval is no single epsilon: call accounting.interval")
     delta = checked_delta(delta)
     if not isinstance(event, Event):
         raise InvalidEvent(f"expected a privacy event, found {type(event).__name__}")
+    if method is Method.PLD:
+        return _by_pld(event, delta, adjacency)
     if method is not Method.RDP:
         mu = _gaussian_mu(event, adjacency)
         if mu is not None:
@@ -423,8 +458,38 @@ def epsilon(
                 event=event,
             )
     accountant = RDPAccountant(adjacency=adjacency)
+    if method is Method.AUTO:
+        return _smaller(event, delta, accountant)
     accountant.compose(event)
     return accountant.epsilon(delta)
+
+
+def _by_pld(event: Event, delta: float, adjacency: Adjacency) -> Bound:
+    from accounting.pld import pld_epsilon  # noqa: PLC0415  # it stands on this module
+
+    return pld_epsilon(event, delta, adjacency=adjacency)
+
+
+def _smaller(event: Event, delta: float, accountant: RDPAccountant) -> Bound:
+    """The smaller one of two valid upper bounds; the only one, where there is but one."""
+    from accounting.pld import pld_available, pld_supports  # noqa: PLC0415  # as above
+
+    tight = None
+    if pld_supports(event, accountant.adjacency) and pld_available():
+        with contextlib.suppress(UnsupportedEvent):  # a grid too large
+            tight = _by_pld(event, delta, accountant.adjacency)
+    try:
+        accountant.compose(event)
+    except UnsupportedEvent:
+        if tight is None:
+            raise
+        return tight
+    if tight is None:
+        return accountant.epsilon(delta)
+    with warnings.catch_warnings():  # a loose RDP bound does not matter here
+        warnings.simplefilter("ignore", OrderAtEdgeWarning)
+        upper = accountant.epsilon(delta)
+    return tight if tight.value <= upper.value else upper
 
 
 # --- the exact Gaussian -------------------------------------------------------------------------
@@ -434,12 +499,26 @@ def _gaussian_mu(event: Event, adjacency: Adjacency) -> float | None:
     """The mu of Gaussian DP, mu^2 = sum n / z^2 (replace-one: four times that); None if mixed."""
     squares = []
     for leaf, count in leaves(event):
-        if not isinstance(leaf, Gaussian):
+        if not isinstance(leaf, Gaussian | NoiseShares | Group):
             return None
-        inverse = 1.0 / leaf.noise_multiplier
+        z = leaf.noise_multiplier if isinstance(leaf, Gaussian) else _shared_z(leaf, adjacency)
+        if z is None:
+            return None
+        inverse = 1.0 / z
         squares.append(count_weight(count) * (inverse * inverse))
     scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
     return scale * math.sqrt(math.fsum(squares))
+
+
+def _shared_z(event: NoiseShares | Group, adjacency: Adjacency) -> float | None:
+    """The z of noise shares or a group around Gaussians; None around anything else."""
+    from accounting.derived import group_event  # noqa: PLC0415  # it stands on this module
+
+    if isinstance(event, NoiseShares):
+        return combined_gaussian(event, adjacency)
+    if combined_gaussian(event.event, adjacency) is None:
+        return None
+    return combined_gaussian(group_event(event), adjacency)
 
 
 def gaussian_delta(mu: float, value: float) -> float:

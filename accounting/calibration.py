@@ -1,4 +1,4 @@
-"""The noise, the number of steps or the sampling rate that meets a target (epsilon, delta).
+"""The noise, the steps, the sampling rate or the cohort that meets a target (epsilon, delta).
 
 The search is Brent's method on the logarithm for noise and rate, doubling and bisection for
 steps, and always ends on the safe side of the target.
@@ -26,9 +26,17 @@ from accounting.accountant import (
     checked_epsilon,
     epsilon,
 )
-from accounting.curves import DEFAULT_ORDERS, Floats, Orders, best_order, rdp
-from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter
-from accounting.events import Adjacency, Event
+from accounting.curves import (
+    DEFAULT_ORDERS,
+    Floats,
+    Orders,
+    best_order,
+    slack_delta,
+    total_curve,
+)
+from accounting.errors import CalibrationError, InvalidEvent, InvalidParameter, UnsupportedEvent
+from accounting.events import MAX_COUNT, Adjacency, Event
+from accounting.pld import pld_supports
 
 __all__ = ["Calibration", "Over", "calibrate", "headroom"]
 
@@ -44,6 +52,7 @@ class Over(StrEnum):
     NOISE_MULTIPLIER = "noise_multiplier"
     STEPS = "steps"
     SAMPLE_RATE = "sample_rate"
+    COHORT = "cohort"
 
     @classmethod
     def of(cls, value: Over | str) -> Over:
@@ -64,7 +73,7 @@ class Calibration:
     """The answer of :func:`calibrate`.
 
     Attributes:
-        value: the noise multiplier, the number of steps (a whole number) or the rate.
+        value: the noise multiplier, the rate, or the number of steps or units (an int).
         achieved: the bound at that value; ``achieved.value <= target``.
         target: the epsilon that was asked for.
     """
@@ -88,16 +97,18 @@ def calibrate(
     over: Over | str = Over.NOISE_MULTIPLIER,
     method: Method | str = Method.RDP,
 ) -> Calibration:
-    """Finds the least noise, the most steps or the largest rate that meets (eps, delta).
+    """Finds the least noise, the most steps, the largest rate or cohort that meets (eps, delta).
 
     Args:
         make_event: everything that will be released, as a function of the searched parameter: a
-            float (noise multiplier, rate) or an int (steps). Its cost must be monotone in it.
+            float (noise multiplier, rate) or an int (steps, cohort). Its cost must be monotone in
+            it. A cohort above the population may raise InvalidEvent, as ``FixedSize`` does.
         eps: target epsilon, finite and > 0.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
         over: which parameter.
-        method: ``rdp`` gives the order that a ledger needs; ``exact`` and ``auto`` may not.
+        method: ``rdp`` gives the order that a ledger needs; ``exact``, ``pld`` and ``auto`` may
+            not. ``pld`` is slow: seconds to minutes.
 
     Returns:
         ``achieved.value <= eps`` always, and >= .999 eps for noise multiplier and rate (except at
@@ -130,6 +141,7 @@ def calibrate(
     probes = {
         Over.NOISE_MULTIPLIER: (1.0, 2.0, 4.0),
         Over.STEPS: (1, 2, 3),
+        Over.COHORT: (1, 1, 1),
         Over.SAMPLE_RATE: (0.25, 0.5, 1.0),
     }[over]
     key = (
@@ -144,6 +156,7 @@ def calibrate(
     value = {
         Over.NOISE_MULTIPLIER: _least_noise,
         Over.STEPS: _most_steps,
+        Over.COHORT: _largest_cohort,
         Over.SAMPLE_RATE: _largest_rate,
     }[over](search)
     answer = Calibration(value=value, achieved=search.bound(value), target=target)
@@ -181,14 +194,17 @@ class _Search:
         """
         event = self.event(value)
         if self.method is not Method.RDP:
-            exact = epsilon(event, self.delta, adjacency=self.adjacency, method=self.method)
-            if exact.method is Method.EXACT:
-                return exact
+            other = self._by_other_method(event)
+            if other.method is not Method.RDP:
+                return other
 
         def curve(orders: Orders) -> Floats:
-            return rdp(event, orders, self.adjacency)
+            return total_curve(event, orders, self.adjacency)
 
-        found, order, _ = best_order(curve, self.delta, grid=_GRID)
+        left = self.delta - slack_delta(event)
+        found, order = math.inf, math.inf
+        if left > 0:
+            found, order, _ = best_order(curve, left, grid=_GRID)
         return Bound(
             value=max(0.0, found),
             kind=BoundKind.UPPER,
@@ -197,6 +213,21 @@ class _Search:
             adjacency=self.adjacency,
             order=None if math.isinf(found) else order,
         )
+
+    def _by_other_method(self, event: Event) -> Bound:
+        try:
+            return epsilon(event, self.delta, adjacency=self.adjacency, method=self.method)
+        except UnsupportedEvent:
+            if self.method is not Method.PLD or not pld_supports(event, self.adjacency):
+                raise
+            # Too little noise for any grid: as good as infinite to a search for the target.
+            return Bound(
+                value=math.inf,
+                kind=BoundKind.UPPER,
+                method=Method.PLD,
+                delta=self.delta,
+                adjacency=self.adjacency,
+            )
 
     def excess(self, value: float) -> float:
         """How far the bound is above the aim; <= 0 is on the safe side."""
@@ -253,6 +284,29 @@ def _safe_root(search: _Search, unsafe: float, safe: float) -> float:
         root += step
         step *= 2
     return math.exp(root)
+
+
+def _largest_cohort(search: _Search) -> int:
+    """By doubling and bisection; a cohort that make_event refuses is one too large."""
+
+    def too_large(cohort: int) -> bool:
+        try:
+            return search.excess(cohort) > 0
+        except InvalidEvent:
+            return True
+
+    search.event(1)  # an event that is wrong for other reasons is refused here
+    if too_large(1):
+        raise search.refuse("cohort, not even one unit,")
+    low, high = 1, 2
+    while not too_large(high):
+        low, high = high, 2 * high
+        if high > MAX_COUNT:
+            raise search.refuse("finite cohort: no size uses it up, none")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if too_large(middle) else (middle, high)
+    return low
 
 
 def _most_steps(search: _Search) -> int:

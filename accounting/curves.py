@@ -6,9 +6,14 @@ Formulas, with the names of the papers:
 * M2, the Poisson-sampled Gaussian: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3 for
   integer orders; fractional orders by quadrature of the same expectation instead of the paper's
   alternating series, which loses digits at large rates.
+* M3, any other event on a Poisson sample: Zhu, Wang 2019, Theorem 5, and without its factor 3 where
+  the noise is symmetric about 0 (``docs/proofs/poisson-other.md``).
 * The conversion to (epsilon, delta): Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Prop. 12.
 
-``docs/proofs/`` has a page for each. All numbers are upper bounds up to a relative error of 1e-12
+M5 to M10 stand in :mod:`accounting.closed_forms`; M4, M11, M13, M14 and noise shares, which are
+made from the curve of an inner event, in :mod:`accounting.derived`.
+
+``docs/proofs/`` has a page for each. M1 and M2 are upper bounds up to a relative error of 1e-12
 (integer orders up to 1024) and 1e-9 (fractional orders), for rates in [1e-8, .999], noise
 multipliers in [.2, 100] and orders in [1.01, 1024]; tests hold them against 40-digit arithmetic.
 Outside of that box the bounds stay valid, but may be looser. This module knows no budget, no
@@ -20,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,7 +33,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.errors import InvalidParameter, UnsupportedEvent
-from accounting.events import Adjacency, Event, Gaussian, NonPrivate, Poisson, leaves
+from accounting.events import (
+    ZCDP,
+    Adjacency,
+    ApproxDP,
+    DiscreteGaussian,
+    DistributedDiscreteGaussian,
+    Event,
+    Gaussian,
+    Laplace,
+    NoiseShares,
+    NonPrivate,
+    Poisson,
+    PureDP,
+    Skellam,
+    leaves,
+)
 
 __all__ = [
     "DEFAULT_ORDERS",
@@ -35,14 +56,27 @@ __all__ = [
     "MIN_ORDER",
     "Orders",
     "best_order",
+    "between_whole_orders",
+    "combined_gaussian",
     "count_weight",
+    "curve_of",
+    "gaussian_rdp",
+    "inner_curve",
     "leaf_curve",
+    "log_binomial_mean",
+    "log_binomial_sum",
+    "log_expm1",
+    "poisson_gaussian_rdp",
     "rdp",
     "rdp_at",
+    "slack_delta",
+    "slack_of",
+    "total_curve",
 ]
 
 Floats: TypeAlias = NDArray[np.float64]
 _Long: TypeAlias = NDArray[np.longdouble]
+_Whole: TypeAlias = NDArray[np.intp]
 
 MIN_ORDER = 1.01
 MAX_ORDER = 1 << 16
@@ -55,7 +89,7 @@ DEFAULT_ORDERS: tuple[float, ...] = (
 )
 """The grid: 1.05; 1.1 to 10.9 by .1; 11 to 63; 128, 256, ..., 4096."""
 
-_SMALL_INTEGER = 64  # integer orders up to here share one matrix; above, one row each
+_PRECISE = 1024  # integer orders up to here are summed in long double
 _INTEGERS_ONLY = 256  # refinement uses whole orders above this one
 _REFINE_ROUNDS, _REFINE_POINTS = 3, 13
 _QUADRATURE_NOISE = (0.2, 1e4)
@@ -69,7 +103,7 @@ class Orders:
     be cached under it. Equal only to itself.
     """
 
-    __slots__ = ("_log_order", "_log_shrink", "fractional", "inverse", "small", "values", "whole")
+    __slots__ = ("_log_order", "_log_shrink", "fractional", "inverse", "large", "precise", "values")
 
     def __init__(self, values: tuple[float, ...]) -> None:
         self.values: Floats = np.array(values, dtype=np.float64)
@@ -78,8 +112,8 @@ class Orders:
         self._log_order: Floats = np.log(self.values)
         self._log_shrink: Floats = np.log1p(-1.0 / self.values)
         is_whole = self.values == np.round(self.values)
-        self.small = np.flatnonzero(is_whole & (self.values <= _SMALL_INTEGER))
-        self.whole = np.flatnonzero(is_whole & (self.values > _SMALL_INTEGER))
+        self.precise = np.flatnonzero(is_whole & (self.values <= _PRECISE))
+        self.large = np.flatnonzero(is_whole & (self.values > _PRECISE))
         self.fractional = np.flatnonzero(~is_whole)
 
     @staticmethod
@@ -124,7 +158,7 @@ _Curve: TypeAlias = Callable[[_E, Orders, Adjacency], Floats]
 _CURVES: dict[type[Event], _Curve[Any]] = {}
 
 
-def _curve_of(cls: type[_E]) -> Callable[[_Curve[_E]], _Curve[_E]]:
+def curve_of(cls: type[_E]) -> Callable[[_Curve[_E]], _Curve[_E]]:
     """Registers the curve of one event class."""
 
     def add(function: _Curve[_E]) -> _Curve[_E]:
@@ -147,12 +181,48 @@ def rdp(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
         divergence between neighbours in both directions.
 
     Raises:
-        UnsupportedEvent: if no proved curve is known.
+        UnsupportedEvent: if no proved curve is known, or a part is (epsilon, delta)-private only:
+            a curve alone does not describe it.
+        AdjacencyMismatch: if a part is proved under another adjacency.
+    """
+    slack = slack_delta(event)
+    if slack > 0:
+        raise UnsupportedEvent(
+            f"{event} fails with probability {slack:.3g}, which a Renyi curve or a ledger has no "
+            "place for: use accounting.epsilon, which takes it off the target delta",
+            event=event,
+        )
+    return total_curve(event, orders, adjacency)
+
+
+def total_curve(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
+    """The curve of an event outside of a failure of probability :func:`slack_delta`.
+
+    Never use it without that probability; :func:`rdp` is the one that needs no care.
     """
     total = np.zeros(len(orders))
     for leaf, count in leaves(event):
         total += count_weight(count) * leaf_curve(leaf, orders, adjacency)
     return total
+
+
+@lru_cache(maxsize=8192)
+def slack_delta(event: Event) -> float:
+    """1 - prod (1 - delta_i) over the (epsilon, delta)-private parts, rounded up; 0 without any."""
+    return slack_of(leaves(event))
+
+
+def slack_of(parts: Iterable[tuple[Event, int]]) -> float:
+    """:func:`slack_delta` of (leaf, count) pairs."""
+    log_kept = [
+        count_weight(count) * math.log1p(-leaf.delta)
+        for leaf, count in parts
+        if isinstance(leaf, ApproxDP) and leaf.delta > 0
+    ]
+    if not log_kept:
+        return 0.0
+    # Four ulps up for the rounding of the product and the sum; a tiny one is kept above 0.
+    return min(1.0, max(-math.expm1(math.fsum(log_kept)) * (1 + 2**-50), _TINY))
 
 
 @lru_cache(maxsize=8192)
@@ -164,12 +234,36 @@ def rdp_at(event: Event, order: float, adjacency: Adjacency) -> float:
 @lru_cache(maxsize=8192)
 def leaf_curve(leaf: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     """The curve of one leaf (no Repeat, no Compose), cached and read-only."""
+    curve = _fresh_curve(leaf, orders, adjacency)
+    curve.flags.writeable = False
+    return curve
+
+
+def _fresh_curve(leaf: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     function = _CURVES.get(type(leaf))
     if function is None:
         raise UnsupportedEvent(f"no RDP curve is known for {leaf}", event=leaf)
-    curve = np.maximum(function(leaf, orders, adjacency), _TINY)
-    curve.flags.writeable = False
-    return curve
+    return np.maximum(function(leaf, orders, adjacency), _TINY)
+
+
+def inner_curve(event: Event, highest: int, adjacency: Adjacency) -> Floats:
+    """The curve of an event inside of another one at the orders 2..highest; not kept.
+
+    Raises:
+        UnsupportedEvent: as :func:`rdp`.
+    """
+    if slack_delta(event) > 0:
+        return rdp(event, Orders.of((2.0,)), adjacency)  # raises
+    orders = _whole_up_to(highest)
+    total = np.zeros(len(orders))
+    for leaf, count in leaves(event):
+        total += count_weight(count) * _fresh_curve(leaf, orders, adjacency)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _whole_up_to(highest: int) -> Orders:
+    return Orders(tuple(float(a) for a in range(2, highest + 1)))
 
 
 def count_weight(count: int) -> float:
@@ -191,35 +285,160 @@ def gaussian_rdp(noise_multiplier: float, orders: Orders, adjacency: Adjacency) 
     return orders.values * (0.5 * inverse * inverse)
 
 
-@_curve_of(Gaussian)
+@curve_of(Gaussian)
 def _gaussian(event: Gaussian, orders: Orders, adjacency: Adjacency) -> Floats:
     return gaussian_rdp(event.noise_multiplier, orders, adjacency)
 
 
-@_curve_of(NonPrivate)
+@curve_of(NonPrivate)
 def _non_private(_event: NonPrivate, orders: Orders, _adjacency: Adjacency) -> Floats:
     return np.full(len(orders), np.inf)
 
 
-# --- M2 -----------------------------------------------------------------------------------------
+# --- Poisson samples ----------------------------------------------------------------------------
 
 
-@_curve_of(Poisson)
+@curve_of(Poisson)
 def _poisson(event: Poisson, orders: Orders, adjacency: Adjacency) -> Floats:
-    inner = event.event
-    if not isinstance(inner, Gaussian):
+    rate, inner = _merged_sample(event)
+    z = combined_gaussian(inner, adjacency)
+    if z is not None:
+        unsampled = gaussian_rdp(z, orders, adjacency)
+        if adjacency is Adjacency.REPLACE_ONE:
+            # No amplification is proved for this pair: a replaced unit is in both samples or in
+            # neither, and with the coin fixed this is M1 (quasi-convexity).
+            return unsampled
+        return np.minimum(poisson_gaussian_rdp(rate, z, orders), unsampled)
+    for leaf, _ in leaves(inner):
+        bare = leaf.event if isinstance(leaf, NoiseShares) else leaf
+        if any(not isinstance(part, _SAMPLED) for part, _ in leaves(bare)):
+            raise UnsupportedEvent(
+                f"a Poisson sample is accounted for around single releases of noise, found {leaf} "
+                "inside: put other sampling outside of Poisson, or use Hierarchical",
+                event=event,
+            )
+    if adjacency is Adjacency.REPLACE_ONE:
         raise UnsupportedEvent(
-            f"a Poisson sample is accounted for around a Gaussian only, found {inner} inside: "
-            "put Repeat and Compose outside of Poisson",
+            f"no amplification by Poisson sampling of {inner} is proved under replace-one: "
+            "account for the inner event alone",
             event=event,
         )
-    unsampled = gaussian_rdp(inner.noise_multiplier, orders, adjacency)
-    if adjacency is Adjacency.REPLACE_ONE:
-        # No amplification is proved for this pair: a replaced unit is in both samples or in
-        # neither, and with the coin fixed this is M1 (quasi-convexity).
-        return unsampled
-    sampled = poisson_gaussian_rdp(event.sample_rate, inner.noise_multiplier, orders)
-    return np.minimum(sampled, unsampled)
+    return poisson_rdp(rate, inner, orders, adjacency)
+
+
+# What M3 may stand around: one release each, no sampling or failure of its own.
+_SAMPLED = (
+    Gaussian,
+    Laplace,
+    PureDP,
+    ZCDP,
+    DiscreteGaussian,
+    DistributedDiscreteGaussian,
+    Skellam,
+)
+# Noise added to a sum, symmetric about 0: there M3 holds without its factor 3.
+_SYMMETRIC = (Laplace, DiscreteGaussian, DistributedDiscreteGaussian, Skellam, Gaussian)
+
+
+def _merged_sample(event: Poisson) -> tuple[float, Event]:
+    """Rate and innermost event of nested samples: a unit is in if all its coins say so."""
+    rate, inner = event.sample_rate, event.event
+    while isinstance(inner, Poisson):
+        rate, inner = math.nextafter(rate * inner.sample_rate, 1.0), inner.event
+    return rate, inner
+
+
+def combined_gaussian(event: Event, adjacency: Adjacency) -> float | None:
+    """The z of the one Gaussian that equals all releases, 1/z^2 = sum n/z_i^2; None if mixed.
+
+    Raises:
+        UnsupportedEvent: for noise shares under add-remove.
+    """
+    found: list[tuple[float, int]] = []
+    for leaf, count in leaves(event):
+        plain = _without_shares(leaf, adjacency) if isinstance(leaf, NoiseShares) else leaf
+        for part, times in leaves(plain):
+            if not isinstance(part, Gaussian):
+                return None
+            found.append((part.noise_multiplier, count * times))
+    if len(found) == 1 and found[0][1] == 1:
+        return found[0][0]
+    inverse = math.hypot(*(math.sqrt(count_weight(n)) / z for z, n in found))
+    return max(1.0 / inverse, 5e-324) if inverse > 0 else math.inf
+
+
+def _without_shares(event: NoiseShares, adjacency: Adjacency) -> Event:
+    from accounting.derived import survivors_event  # noqa: PLC0415  # it stands on this module
+
+    return survivors_event(event, adjacency)
+
+
+# --- M3 -----------------------------------------------------------------------------------------
+
+
+def poisson_rdp(rate: float, inner: Event, orders: Orders, adjacency: Adjacency) -> Floats:
+    """M3 for one event (tree) on a Poisson sample, never above the unsampled event.
+
+    At whole orders, with c_2 = 1 and c_l = 3 (c_l = 1 for one release of symmetric noise):
+    A = 1 + sum_{l=2..a} C(a,l) (1-g)^(a-l) g^l (c_l e^{(l-1) eps(l)} - 1); in between the chord.
+
+    Args:
+        rate: g, 0 < g < 1.
+        inner: the event on the sample.
+        orders: the orders a.
+        adjacency: add-remove or zero-out.
+
+    Returns:
+        float64[len(orders)].
+    """
+    symmetric = _is_one_symmetric_release(inner)
+
+    def exponents(highest: int) -> _Long:
+        k, _ = _pairs(highest)
+        factors = np.where((k > 2) & (not symmetric), np.log(np.longdouble(3)), np.longdouble(0))
+        exponent: _Long = (k - 1) * inner_curve(inner, highest, adjacency) + factors
+        return exponent
+
+    sampled = between_whole_orders(
+        orders, lambda whole, log_a: log_binomial_mean(rate, exponents, whole, log_a)
+    )
+    return np.minimum(sampled, rdp(inner, orders, adjacency))
+
+
+def _is_one_symmetric_release(event: Event) -> bool:
+    """Two releases on one sample may follow each other, and then nothing is symmetric any more."""
+    if isinstance(event, NoiseShares):
+        return _is_one_symmetric_release(event.event)
+    found = leaves(event)
+    return len(found) == 1 and found[0][1] == 1 and isinstance(found[0][0], _SYMMETRIC)
+
+
+def between_whole_orders(orders: Orders, fill: Callable[[Orders, Floats], None]) -> Floats:
+    """A curve known at whole orders, and the chord of (a - 1) eps(a) between them.
+
+    (a - 1) eps(a) of a true divergence is convex and 0 at a = 1, so the chord between bounds at
+    whole orders is a bound.
+
+    Args:
+        orders: where the curve is wanted.
+        fill: writes (a - 1) eps(a) at given whole orders into an array.
+    """
+    a = orders.values
+    needed = np.unique(np.append(np.floor(a), np.ceil(a)))
+    whole = Orders.of(needed[needed > 1].tolist())
+    at_whole = np.empty(len(whole))
+    fill(whole, at_whole)
+    at, points = np.append(0.0, at_whole), np.append(1.0, whole.values)
+    low = np.searchsorted(points, np.floor(a))
+    high = np.searchsorted(points, np.ceil(a))
+    fraction = a - np.floor(a)
+    with np.errstate(invalid="ignore"):
+        chord = at[low] + fraction * (at[high] - at[low])
+    log_a = np.where(fraction == 0, at[low], np.where(np.isinf(at[high]), np.inf, chord))
+    return log_a * orders.inverse
+
+
+# --- M2 -----------------------------------------------------------------------------------------
 
 
 def poisson_gaussian_rdp(sample_rate: float, noise_multiplier: float, orders: Orders) -> Floats:
@@ -235,41 +454,68 @@ def poisson_gaussian_rdp(sample_rate: float, noise_multiplier: float, orders: Or
     """
     q, s = sample_rate, noise_multiplier
     log_a = np.empty(len(orders))
-    if orders.small.size or orders.whole.size:
-        _whole_orders(q, s, orders, log_a)
     if orders.fractional.size:
         if not _QUADRATURE_NOISE[0] <= s <= _QUADRATURE_NOISE[1]:
-            _between_whole_orders(q, s, orders, log_a)
-        else:
-            _fractional_orders(q, s, orders, log_a)
+            # The quadrature would need millions of points, or its squares might overflow.
+            return between_whole_orders(
+                orders, lambda whole, at_whole: _whole_orders(q, s, whole, at_whole)
+            )
+        _fractional_orders(q, s, orders, log_a)
+    if orders.precise.size or orders.large.size:
+        _whole_orders(q, s, orders, log_a)
     return log_a * orders.inverse
 
 
 def _whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
-    """A = 1 + sum_{k=2..a} C(a,k) (1-q)^(a-k) q^k expm1(k(k-1)/(2 s^2)): all terms positive.
+    """A = 1 + sum_{k=2..a} C(a,k) (1-q)^(a-k) q^k expm1(k(k-1)/(2 s^2)): all terms positive."""
+    per_pair = 1 / (2 * np.longdouble(s) * np.longdouble(s))
+    log_binomial_mean(q, lambda highest: _pairs(highest)[1] * per_pair, orders, log_a)
+
+
+def log_binomial_mean(
+    q: float, exponents: Callable[[int], _Long], orders: Orders, log_a: Floats
+) -> None:
+    """log(1 + sum_{k=2..a} C(a,k) (1-q)^(a-k) q^k expm1(x_k)) at whole orders a, x_k > 0.
+
+    Args:
+        q: 0 < q < 1.
+        exponents: gives x_2 .. x_highest.
+        orders: whole orders are used, others left alone.
+        log_a: written at the places of the whole orders.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+        highest = int(orders.values[[*orders.precise, *orders.large]].max())
+        log_terms = log_expm1(exponents(highest))
+        log_binomial_sum(q, log_terms, orders, log_a, log_rest=np.log1p(-np.longdouble(q)))
+
+
+def log_binomial_sum(
+    q: float,
+    log_terms: _Long | Floats,
+    orders: Orders,
+    log_a: Floats,
+    *,
+    log_rest: np.longdouble | float = 0.0,
+) -> None:
+    """log(1 + sum_{k=2..a} C(a,k) r^(a-k) q^k t_k) at whole orders a, from the logs of t_k and r.
 
     The exponents cancel from thousands to about zero, so up to order 1024 they are formed in long
     double (64-bit mantissa on x86; where it is a plain double the error is 1e-11, not 1e-12).
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        highest = int(orders.values[[*orders.small, *orders.whole]].max())
-        k, pairs = _pairs(highest)
-        per_pair = 1 / (2 * np.longdouble(s) * np.longdouble(s))
-        shared = k * np.log(np.longdouble(q)) + _log_expm1(pairs * per_pair)
-        log_not_q = np.log1p(-np.longdouble(q))
-        if orders.small.size:
-            log_binomials, rest = _binomial_rows(
-                tuple(orders.values[orders.small].astype(int).tolist())
-            )
-            terms = log_binomials + rest * log_not_q + shared[: rest.shape[1]]
-            log_a[orders.small] = _log_one_plus_sum(terms)
-        for index in orders.whole:
-            log_binomials, rest = _binomial_rows((int(orders.values[index]),))
-            part = shared[: rest.shape[1]]
-            if rest.dtype == np.float64:
-                part = part.astype(np.float64)
-            terms = log_binomials + rest * rest.dtype.type(log_not_q) + part
-            log_a[index] = _log_one_plus_sum(terms)[0]
+        highest = int(orders.values[[*orders.precise, *orders.large]].max())
+        k, _ = _pairs(highest)
+        shared = k * np.log(np.longdouble(q)) + log_terms
+        if orders.precise.size:
+            rows = _joined_rows(tuple(orders.values[orders.precise].astype(int).tolist()))
+            terms = rows.log_binomials + rows.rest * np.longdouble(log_rest)
+            terms += shared[rows.column]
+            log_a[orders.precise] = _log_one_plus_sums(terms, rows.starts, rows.lengths)
+        for index in orders.large:
+            rows = _joined_rows((int(orders.values[index]),))
+            terms = (rows.log_binomials + rows.rest * np.longdouble(log_rest)).astype(np.float64)
+            terms += shared[rows.column].astype(np.float64)
+            log_a[index] = _log_one_plus_sums(terms, rows.starts, rows.lengths)[0]
 
 
 @lru_cache(maxsize=64)
@@ -279,7 +525,7 @@ def _pairs(highest: int) -> tuple[_Long, _Long]:
     return k, k * (k - 1)
 
 
-def _log_expm1(x: _Long) -> _Long:
+def log_expm1(x: _Long) -> _Long:
     """log(e^x - 1) for x > 0 without overflow and without cancellation.
 
     Only the leading x needs the long double; what is added to it is below 1 or stands alone.
@@ -288,29 +534,44 @@ def _log_expm1(x: _Long) -> _Long:
     return np.where(y > 1, x + np.log1p(-np.exp(-y)), np.log(np.expm1(np.minimum(y, 1.0))))
 
 
-def _log_one_plus_sum(terms: _Long) -> Floats:
-    """log(1 + sum_k e^{terms[:, k]}) per row; the sum itself needs double precision only."""
-    top = np.max(terms, axis=1)
-    total = np.sum(np.exp((terms - top[:, None]).astype(np.float64)), axis=1)
-    log_total: Floats = np.logaddexp(0, top + np.log(total)).astype(np.float64)
+def _log_one_plus_sums(terms: _Long | Floats, starts: _Whole, lengths: _Whole) -> Floats:
+    """log(1 + sum e^term) per row of joined rows; the sums themselves need doubles only."""
+    top = np.maximum.reduceat(terms, starts)
+    scaled = np.exp((terms - np.repeat(top, lengths)).astype(np.float64))
+    total = np.add.reduceat(scaled, starts)
+    log_total: Floats = np.logaddexp(0, (top + np.log(total)).astype(np.float64))
     log_total[np.isposinf(top)] = np.inf  # noise so small that even the exponents overflow
     log_total[np.isneginf(top)] = 0.0  # noise so large that all of them underflow
     return log_total
 
 
-@lru_cache(maxsize=256)
-def _binomial_rows(orders: tuple[int, ...]) -> tuple[_Long, _Long]:
-    """The logs of C(a, k) and a - k for k = 2..max(orders), one row per order a; -inf beyond k = a.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Rows:
+    """For each order a in turn the numbers k = 2..a, joined into one array."""
 
-    From exact integers: differences of log-gamma would cost three digits.
-    """
-    k = np.arange(2, max(orders) + 1)
-    rest = np.array(orders)[:, None] - k
-    logs = np.full(rest.shape, -np.inf, dtype=np.longdouble)
-    for row, a in enumerate(orders):
-        logs[row, : a - 1] = _log_half_row(a)[np.minimum(k, a - k)[: a - 1]]
-    precision = np.longdouble if max(orders) <= 1024 else np.float64
-    return logs.astype(precision), rest.astype(precision)
+    log_binomials: _Long  # log C(a, k)
+    rest: _Long  # a - k
+    column: _Whole  # k - 2
+    starts: _Whole
+    lengths: _Whole
+
+
+@lru_cache(maxsize=256)
+def _joined_rows(orders: tuple[int, ...]) -> _Rows:
+    """From exact integers: differences of log-gamma would cost three digits."""
+    lengths = np.array(orders) - 1
+    k = [np.arange(2, a + 1) for a in orders]
+    return _Rows(
+        log_binomials=np.concatenate(
+            [_log_half_row(a)[np.minimum(row, a - row)] for a, row in zip(orders, k, strict=True)]
+        ),
+        rest=np.concatenate([a - row for a, row in zip(orders, k, strict=True)]).astype(
+            np.longdouble
+        ),
+        column=np.concatenate(k) - 2,
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+    )
 
 
 def _log_half_row(a: int) -> _Long:
@@ -324,22 +585,6 @@ def _log_half_row(a: int) -> _Long:
     logs: _Long = np.log(np.array(leading, dtype=np.uint64).astype(np.longdouble))
     half_row: _Long = logs + np.array(shifts) * np.log(np.longdouble(2))
     return half_row
-
-
-def _between_whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
-    """(a - 1) eps(a) is convex and 0 at a = 1, so the chord between whole orders is above it.
-
-    For noise multipliers below .2, where the quadrature would need millions of points, and above
-    1e4, where squares of its points might overflow.
-    """
-    a = orders.values[orders.fractional]
-    low, high = np.floor(a), np.ceil(a)
-    whole = Orders.of(np.unique(np.append(low[low > 1], high)).tolist())
-    at_whole = np.empty(len(whole))
-    _whole_orders(q, s, whole, at_whole)
-    log_low = np.interp(low, np.append(1.0, whole.values), np.append(0.0, at_whole))
-    log_high = np.interp(high, np.append(1.0, whole.values), np.append(0.0, at_whole))
-    log_a[orders.fractional] = (high - a) * log_low + (a - low) * log_high
 
 
 def _fractional_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "InvalidParameter",
     "LedgerRolledBack",
     "LedgerUnavailable",
+    "MissingExtra",
     "OrderAtEdgeWarning",
     "OverReservation",
     "TicketError",
@@ -110,6 +111,10 @@ class LedgerRolledBack(AccountingError):
 
 class LedgerUnavailable(AccountingError):
     """The file is no ledger, exists already, is locked by another process, or was closed."""
+
+
+class MissingExtra(AccountingError, ImportError):
+    """An optional package is needed and not installed. The message names the extra."""
 
 
 class OrderAtEdgeWarning(UserWarning):

@@ -18,7 +18,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
@@ -29,13 +29,28 @@ __all__ = [
     "MAX_COUNT",
     "MAX_DEPTH",
     "MAX_NODES",
+    "ZCDP",
     "Adjacency",
+    "ApproxDP",
+    "BandedMF",
     "Compose",
+    "DiscreteGaussian",
+    "DistributedDiscreteGaussian",
     "Event",
+    "FixedSize",
     "Gaussian",
+    "Group",
+    "Hierarchical",
+    "Laplace",
+    "NoiseShares",
     "NonPrivate",
     "Poisson",
+    "PureDP",
     "Repeat",
+    "Select",
+    "Shuffled",
+    "Skellam",
+    "Tree",
     "digest",
     "dump",
     "from_json",
@@ -124,6 +139,47 @@ def _count(value: object, where: str) -> int:
     return number
 
 
+def _whole(value: object, where: str) -> int:
+    if not isinstance(value, bool | float) and value == 0:
+        return 0
+    return _count(value, where)
+
+
+def _probability(value: object, where: str) -> float:
+    number = _real(value, where)
+    if not 0 <= number < 1:
+        raise InvalidEvent(f"{where} must be in [0, 1), found {number!r}")
+    return number
+
+
+def _shape(value: object, where: str) -> float:
+    number = _real(value, where)
+    if number <= -1:
+        raise InvalidEvent(f"{where} must be > -1, found {number!r}")
+    return number
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidEvent(f"{where} must be true or false, found {type(value).__name__}")
+    return value
+
+
+def _adjacency(value: object, where: str) -> Adjacency:
+    try:
+        return Adjacency(value)  # type: ignore[arg-type]  # anything else is refused here
+    except ValueError:
+        names = ", ".join(member.value for member in Adjacency)
+        raise InvalidEvent(f"{where} must be one of {names}, found {value!r}") from None
+
+
+def _optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    def checked(value: object, where: str) -> object:
+        return None if value is None else check(value, where)
+
+    return checked
+
+
 def _event(value: object, where: str) -> Event:
     if not isinstance(value, Event) or type(value) not in _NAMES:
         raise InvalidEvent(f"{where} must be a privacy event, found {type(value).__name__}")
@@ -156,6 +212,10 @@ def _identity(value: object) -> object:
     return value
 
 
+def _dump_adjacency(value: Adjacency) -> str:
+    return value.value
+
+
 def _dump_event(value: Event) -> dict[str, object]:
     return to_json(value)
 
@@ -167,6 +227,13 @@ def _dump_events(value: tuple[Event, ...]) -> list[dict[str, object]]:
 _POSITIVE = _Kind(check=_positive, to_json=_identity, from_json=_same)
 _RATE = _Kind(check=_rate, to_json=_identity, from_json=_same)
 _COUNT = _Kind(check=_count, to_json=_identity, from_json=_same)
+_WHOLE = _Kind(check=_whole, to_json=_identity, from_json=_same)
+_PROBABILITY = _Kind(check=_probability, to_json=_identity, from_json=_same)
+_FLAG = _Kind(check=_flag, to_json=_identity, from_json=_same)
+_ADJACENCY = _Kind(check=_adjacency, to_json=_dump_adjacency, from_json=_same)
+_OPTIONAL_RATE = _Kind(check=_optional(_rate), to_json=_identity, from_json=_same)
+_OPTIONAL_POSITIVE = _Kind(check=_optional(_positive), to_json=_identity, from_json=_same)
+_OPTIONAL_SHAPE = _Kind(check=_optional(_shape), to_json=_identity, from_json=_same)
 _EVENT = _Kind(check=_event, to_json=_dump_event, from_json=_read_event)
 _EVENTS = _Kind(check=_events, to_json=_dump_events, from_json=_read_events)
 
@@ -192,6 +259,7 @@ class Event:
         for name, kind in kinds.items():
             checked = kind.check(getattr(self, name), f"{type(self).__name__}.{name}")
             object.__setattr__(self, name, checked)
+        self._check()
         depth, nodes = _size(self)
         if depth > MAX_DEPTH or nodes > MAX_NODES:
             raise InvalidEvent(
@@ -199,11 +267,15 @@ class Event:
                 f"found depth {depth} and {nodes} nodes: use Repeat for equal events"
             )
 
+    def _check(self) -> None:
+        """What holds between fields; each field alone is already checked."""
+
 
 _E = TypeVar("_E", bound=Event)
 _NAMES: dict[type[Event], str] = {}
 _TYPES: dict[str, type[Event]] = {}
 _KINDS: dict[type[Event], dict[str, _Kind]] = {}
+_REQUIRED: dict[type[Event], frozenset[str]] = {}  # fields without a default
 
 
 def _register(name: str) -> Callable[[type[_E]], type[_E]]:
@@ -216,6 +288,11 @@ def _register(name: str) -> Callable[[type[_E]], type[_E]]:
             field.name: next(m for m in hints[field.name].__metadata__ if isinstance(m, _Kind))
             for field in fields(cls)  # type: ignore[arg-type]  # every event class is a dataclass
         }
+        _REQUIRED[cls] = frozenset(
+            field.name
+            for field in fields(cls)  # type: ignore[arg-type]  # as above
+            if field.default is MISSING
+        )
         _NAMES[cls] = name
         _TYPES[name] = cls
         return cls
@@ -284,6 +361,306 @@ class NonPrivate(Event):
     An exact secure sum is this event: secure aggregation hides who sent what, not what the sum
     says about one of them.
     """
+
+
+@_register("fixed-size")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedSize(Event):
+    """The inner event on a cohort of a fixed size, drawn without replacement.
+
+    Attributes:
+        population: units there are, 1..2^53, public.
+        cohort: units drawn, 1..population.
+        event: what is done with the cohort.
+    """
+
+    population: Annotated[int, _COUNT]
+    cohort: Annotated[int, _COUNT]
+    event: Annotated[Event, _EVENT]
+
+    def _check(self) -> None:
+        if self.cohort > self.population:
+            raise InvalidEvent(
+                f"FixedSize.cohort must be at most the population {self.population}, "
+                f"found {self.cohort}"
+            )
+
+
+@_register("shuffled")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shuffled(Event):
+    """Every epoch the units are shuffled into batches of one size; one release per batch.
+
+    No tight cost is known: :func:`accounting.interval` brackets it, everything else refuses it.
+
+    Attributes:
+        batches: batches per epoch, 1..2^53.
+        epochs: 1..2^53.
+        event: the release of one batch; a ``Gaussian``.
+        reshuffle: whether each epoch has an order of its own.
+    """
+
+    batches: Annotated[int, _COUNT]
+    epochs: Annotated[int, _COUNT]
+    event: Annotated[Event, _EVENT]
+    reshuffle: Annotated[bool, _FLAG]
+
+
+@_register("hierarchical")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hierarchical(Event):
+    """A client takes part by its own coin and then makes several releases on its records.
+
+    The unit is one record. A client that stays out withdraws its other records too, so this is not
+    a Poisson sample of records at rate p_client * q.
+
+    Attributes:
+        p_client: probability of one client's coin, 0 < p_client <= 1.
+        steps: releases of a client that takes part, 1..2^53.
+        event: one of them, such as ``Poisson(sample_rate=q, event=Gaussian(...))``.
+    """
+
+    p_client: Annotated[float, _RATE]
+    steps: Annotated[int, _COUNT]
+    event: Annotated[Event, _EVENT]
+
+
+@_register("laplace")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laplace(Event):
+    """A query with Laplace noise of scale ``b`` in units of its L1 sensitivity.
+
+    Attributes:
+        b: scale > 0 over the largest L1 change when one unit is absent or zero (under replace-one
+            too: the curve halves b).
+    """
+
+    b: Annotated[float, _POSITIVE]
+
+
+@_register("pure-dp")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PureDP(Event):
+    """Any release that is proved (epsilon, 0)-differentially private.
+
+    Attributes:
+        epsilon: > 0.
+        adjacency: the relation under which that is proved; no other one may be claimed.
+    """
+
+    epsilon: Annotated[float, _POSITIVE]
+    adjacency: Annotated[Adjacency, _ADJACENCY]
+
+
+@_register("approx-dp")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApproxDP(Event):
+    """Any release that is proved (epsilon, delta)-differentially private.
+
+    Its delta is taken off the target delta; a ledger has no reserve for it and refuses it.
+
+    Attributes:
+        epsilon: > 0.
+        delta: in [0, 1).
+        adjacency: the relation under which that is proved; no other one may be claimed.
+    """
+
+    epsilon: Annotated[float, _POSITIVE]
+    delta: Annotated[float, _PROBABILITY]
+    adjacency: Annotated[Adjacency, _ADJACENCY]
+
+
+@_register("zcdp")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZCDP(Event):
+    """Any release that is proved rho-zero-concentrated differentially private.
+
+    Attributes:
+        rho: > 0.
+        adjacency: the relation under which that is proved; no other one may be claimed.
+    """
+
+    rho: Annotated[float, _POSITIVE]
+    adjacency: Annotated[Adjacency, _ADJACENCY]
+
+
+@_register("discrete-gaussian")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscreteGaussian(Event):
+    """A sum of integer vectors with discrete Gaussian noise on every coordinate.
+
+    Attributes:
+        sigma: the parameter of the noise > 0, in integer units.
+        l2: bound > 0 on the Euclidean norm of one unit's integer vector.
+    """
+
+    sigma: Annotated[float, _POSITIVE]
+    l2: Annotated[float, _POSITIVE]
+
+
+@_register("distributed-discrete-gaussian")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedDiscreteGaussian(Event):
+    """A sum of integer vectors with several independent discrete Gaussian shares of noise.
+
+    The sum of the shares is not a discrete Gaussian; what that costs is part of the curve.
+
+    Attributes:
+        sigma_share: the parameter of one share, in integer units; below 1/2 nothing is proved.
+        shares: shares in the sum, 1..2^53.
+        l2: bound > 0 on the Euclidean norm of one unit's integer vector.
+        l1: bound > 0 on its L1 norm.
+        dim: coordinates, 1..2^53.
+    """
+
+    sigma_share: Annotated[float, _POSITIVE]
+    shares: Annotated[int, _COUNT]
+    l2: Annotated[float, _POSITIVE]
+    l1: Annotated[float, _POSITIVE]
+    dim: Annotated[int, _COUNT]
+
+
+@_register("skellam")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skellam(Event):
+    """A sum of integer vectors with symmetric Skellam noise on every coordinate.
+
+    Attributes:
+        mu: total variance of the noise per coordinate > 0, all shares together, in integer units.
+        l2: bound > 0 on the Euclidean norm of one unit's integer vector.
+        l1: bound > 0 on its L1 norm.
+    """
+
+    mu: Annotated[float, _POSITIVE]
+    l2: Annotated[float, _POSITIVE]
+    l1: Annotated[float, _POSITIVE]
+
+
+@_register("tree")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree(Event):
+    """Prefix sums of ``steps`` steps by a binary tree with Gaussian noise at every node.
+
+    A tree that is restarted is a ``Repeat`` (of what one unit may take part in).
+
+    Attributes:
+        noise_multiplier: z > 0 of one node.
+        steps: leaves of the tree, 1..2^53.
+        participations: most steps in which one unit takes part, 1..steps.
+        min_sep: least distance between two of them, >= 1; 1 allows neighbouring steps.
+    """
+
+    noise_multiplier: Annotated[float, _POSITIVE]
+    steps: Annotated[int, _COUNT]
+    participations: Annotated[int, _COUNT]
+    min_sep: Annotated[int, _COUNT]
+
+    def _check(self) -> None:
+        most = (self.steps - 1) // self.min_sep + 1
+        if self.participations > most:
+            raise InvalidEvent(
+                f"Tree.participations must be at most {most} for {self.steps} steps at least "
+                f"{self.min_sep} apart, found {self.participations}"
+            )
+
+
+@_register("banded-mf")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BandedMF(Event):
+    """Correlated noise from a banded factorisation whose columns have norm at most 1.
+
+    Attributes:
+        noise_multiplier: z > 0 of the uncorrelated noise.
+        bands: non-zero diagonals, 1..2^53; a unit's participations are at least that far apart.
+        steps: 1..2^53.
+        participations: most steps in which one unit takes part.
+        sample_rate: q of cyclic Poisson sampling (in its turn every unit is in by its own coin), or
+            None if participations are fixed otherwise.
+    """
+
+    noise_multiplier: Annotated[float, _POSITIVE]
+    bands: Annotated[int, _COUNT]
+    steps: Annotated[int, _COUNT]
+    participations: Annotated[int, _COUNT]
+    sample_rate: Annotated[float | None, _OPTIONAL_RATE] = None
+
+    def _check(self) -> None:
+        most = (self.steps - 1) // self.bands + 1
+        if self.participations > most:
+            raise InvalidEvent(
+                f"BandedMF.participations must be at most {most} for {self.steps} steps and "
+                f"{self.bands} bands, found {self.participations}"
+            )
+
+
+@_register("select")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select(Event):
+    """The best of a random number of independent runs; all other runs stay unseen.
+
+    The number of runs is truncated negative binomial (``eta``, ``gamma``; eta 1 is geometric,
+    eta 0 logarithmic) or Poisson (``poisson_mean``), never a number chosen by looking.
+
+    Attributes:
+        event: one run, with its score.
+        eta: shape > -1, with gamma.
+        gamma: in (0, 1], with eta.
+        poisson_mean: > 0, in place of both.
+    """
+
+    event: Annotated[Event, _EVENT]
+    eta: Annotated[float | None, _OPTIONAL_SHAPE] = None
+    gamma: Annotated[float | None, _OPTIONAL_RATE] = None
+    poisson_mean: Annotated[float | None, _OPTIONAL_POSITIVE] = None
+
+    def _check(self) -> None:
+        given = tuple(x is not None for x in (self.eta, self.gamma, self.poisson_mean))
+        if given not in ((True, True, False), (False, False, True)):
+            raise InvalidEvent(
+                "Select needs either eta and gamma or poisson_mean, found "
+                f"eta={self.eta}, gamma={self.gamma}, poisson_mean={self.poisson_mean}"
+            )
+
+
+@_register("group")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group(Event):
+    """The inner event, claimed for groups of up to ``k`` units at once.
+
+    Attributes:
+        k: largest group, 1..2^53.
+        event: the release, described for one unit.
+    """
+
+    k: Annotated[int, _COUNT]
+    event: Annotated[Event, _EVENT]
+
+
+@_register("noise-shares")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseShares(Event):
+    """The inner event whose noise is the sum of equal shares, not all of which arrived.
+
+    Only the shares of honest survivors count: survivors - colluding of the planned ones.
+
+    Attributes:
+        event: the release as planned, its noise that of all ``planned`` shares.
+        planned: shares that make up the event's noise, 1..2^53.
+        survivors: shares that arrived; may exceed ``planned`` if that was a minimum.
+        colluding: of them, shares that the adversary knows, 0..survivors - 1.
+    """
+
+    event: Annotated[Event, _EVENT]
+    planned: Annotated[int, _COUNT]
+    survivors: Annotated[int, _COUNT]
+    colluding: Annotated[int, _WHOLE] = 0
+
+    def _check(self) -> None:
+        if self.colluding >= self.survivors:
+            raise InvalidEvent(
+                f"NoiseShares.colluding must be below the survivors {self.survivors}, "
+                f"found {self.colluding}: no honest noise would be left"
+            )
 
 
 def _children(event: Event) -> tuple[Event, ...]:
@@ -413,12 +790,14 @@ class _Reader:
             known = ", ".join(sorted(_TYPES))
             raise InvalidEvent(f"{where}.type must be one of {known}, found {name!r}")
         kinds = _KINDS[cls]
-        if value.keys() != kinds.keys() | {"type"}:
+        found = value.keys() - {"type"}
+        if not _REQUIRED[cls] <= found <= kinds.keys():
             expected = ", ".join(["type", *kinds])
             raise InvalidEvent(f"{where} must have the keys {expected}, found {list(value)}")
         read = {
             name: kind.from_json(value[name], f"{where}.{name}", self)
             for name, kind in kinds.items()
+            if name in found
         }
         self.depth -= 1
         return cls(**read)

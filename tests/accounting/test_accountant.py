@@ -18,9 +18,11 @@ from accounting import (
     Compose,
     Event,
     Gaussian,
+    Group,
     InvalidEvent,
     InvalidParameter,
     Method,
+    NoiseShares,
     NonPrivate,
     OrderAtEdgeWarning,
     Poisson,
@@ -269,6 +271,10 @@ def test_exact_is_refused_where_it_is_not_known_and_auto_falls_back() -> None:
     sampled = Poisson(sample_rate=0.1, event=Gaussian(noise_multiplier=1))
     with pytest.raises(UnsupportedEvent):
         epsilon(sampled, 1e-5, adjacency=ADD, method="exact")
-    assert epsilon(sampled, 1e-5, adjacency=ADD).method is Method.RDP
+    assert epsilon(sampled, 1e-5, adjacency=ADD).method in (Method.RDP, Method.PLD)
+    shares = NoiseShares(event=Gaussian(noise_multiplier=2), planned=4, survivors=1)
+    exact = epsilon(shares, 1e-5, adjacency=Adjacency.ZERO_OUT)
+    group = epsilon(Group(k=2, event=Gaussian(noise_multiplier=2)), 1e-5, adjacency=ADD)
+    assert exact.value == group.value == pytest.approx(4.377, abs=5e-4)
     with pytest.raises(InvalidParameter):
         epsilon(sampled, 1e-5, adjacency=ADD, method="moments")

@@ -14,6 +14,7 @@ from accounting import (
     CalibrationError,
     Compose,
     Event,
+    FixedSize,
     Gaussian,
     InvalidEvent,
     InvalidParameter,
@@ -208,3 +209,20 @@ def test_calibration_takes_a_fraction_of_a_second() -> None:
     start = time.process_time()
     calibrate(lambda z: steps_of(0.012, z, 500), 2.0, 1e-5, adjacency=ADD)
     assert time.process_time() - start < 0.5
+
+
+def test_the_largest_cohort_meets_the_target_and_one_more_does_not() -> None:
+    def plan(cohort: int) -> Event:
+        event = FixedSize(population=10_000, cohort=cohort, event=Gaussian(noise_multiplier=8.0))
+        return Repeat(event=event, count=20)
+
+    replace = Adjacency.REPLACE_ONE
+    found = calibrate(plan, 1.0, 1e-5, adjacency=replace, over="cohort")
+    assert isinstance(found.value, int)
+    assert found.achieved.value <= 1.0
+    next_one = epsilon(plan(found.value + 1), 1e-5, adjacency=replace, method="rdp")
+    assert next_one.value > 1.0 - headroom(1.0)
+    everybody = calibrate(plan, 50.0, 1e-5, adjacency=replace, over="cohort")
+    assert everybody.value == 10_000
+    with pytest.raises(CalibrationError, match="cohort"):
+        calibrate(plan, 1e-4, 1e-5, adjacency=replace, over="cohort")

@@ -217,13 +217,12 @@ def test_repetition_multiplies_and_composition_adds() -> None:
 @pytest.mark.parametrize(
     "inner",
     [
-        Repeat(event=Gaussian(noise_multiplier=1), count=2),
-        Compose(events=(Gaussian(noise_multiplier=1),)),
-        Poisson(sample_rate=0.5, event=Gaussian(noise_multiplier=1)),
+        Repeat(event=Poisson(sample_rate=0.5, event=Gaussian(noise_multiplier=1)), count=2),
+        Compose(events=(Gaussian(noise_multiplier=1), NonPrivate())),
         NonPrivate(),
     ],
 )
-def test_sampling_around_anything_but_a_gaussian_is_refused(inner: Event) -> None:
+def test_sampling_around_what_is_no_single_release_is_refused(inner: Event) -> None:
     event = Poisson(sample_rate=0.5, event=inner)
     for adjacency in Adjacency:
         with pytest.raises(UnsupportedEvent) as caught:

@@ -14,16 +14,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounting import (
+    ZCDP,
     AccountingError,
     Adjacency,
+    ApproxDP,
+    BandedMF,
     Compose,
+    DiscreteGaussian,
+    DistributedDiscreteGaussian,
     Event,
+    FixedSize,
     Gaussian,
+    Group,
+    Hierarchical,
     InvalidEvent,
     InvalidParameter,
+    Laplace,
+    NoiseShares,
     NonPrivate,
     Poisson,
+    PureDP,
     Repeat,
+    Select,
+    Shuffled,
+    Skellam,
+    Tree,
     digest,
     dump,
     parse,
@@ -35,8 +50,30 @@ rates = st.floats(min_value=0, max_value=1, exclude_min=True)
 counts = st.integers(1, 1 << 53)
 
 
+adjacencies = st.sampled_from(list(Adjacency))
+small_counts = st.integers(1, 1000)
+
+
 def _wider(children: st.SearchStrategy[Event]) -> st.SearchStrategy[Event]:
     return st.one_of(
+        st.builds(Group, k=counts, event=children),
+        st.builds(Hierarchical, p_client=rates, steps=counts, event=children),
+        st.builds(
+            FixedSize,
+            population=st.integers(100, 1 << 53),
+            cohort=st.integers(1, 100),
+            event=children,
+        ),
+        st.builds(
+            NoiseShares,
+            planned=counts,
+            survivors=st.integers(11, 1 << 53),
+            colluding=st.integers(0, 10),
+            event=children,
+        ),
+        st.builds(Select, eta=st.floats(-0.9, 1e3), gamma=rates, event=children),
+        st.builds(Select, poisson_mean=positive, event=children),
+        st.builds(Shuffled, batches=counts, epochs=counts, reshuffle=st.booleans(), event=children),
         st.builds(Poisson, sample_rate=rates, event=children),
         st.builds(Repeat, event=children, count=counts),
         st.builds(Compose, events=st.lists(children, min_size=1, max_size=4).map(tuple)),
@@ -44,7 +81,39 @@ def _wider(children: st.SearchStrategy[Event]) -> st.SearchStrategy[Event]:
 
 
 events = st.recursive(
-    st.one_of(st.builds(Gaussian, noise_multiplier=positive), st.builds(NonPrivate)),
+    st.one_of(
+        st.builds(Gaussian, noise_multiplier=positive),
+        st.builds(NonPrivate),
+        st.builds(Laplace, b=positive),
+        st.builds(PureDP, epsilon=positive, adjacency=adjacencies),
+        st.builds(ZCDP, rho=positive, adjacency=adjacencies),
+        st.builds(ApproxDP, epsilon=positive, delta=st.floats(0, 0.999), adjacency=adjacencies),
+        st.builds(DiscreteGaussian, sigma=positive, l2=positive),
+        st.builds(Skellam, mu=positive, l2=positive, l1=positive),
+        st.builds(
+            DistributedDiscreteGaussian,
+            sigma_share=positive,
+            shares=counts,
+            l2=positive,
+            l1=positive,
+            dim=counts,
+        ),
+        st.builds(
+            Tree,
+            noise_multiplier=positive,
+            steps=st.integers(1000, 1 << 53),
+            participations=st.integers(1, 10),
+            min_sep=st.integers(1, 100),
+        ),
+        st.builds(
+            BandedMF,
+            noise_multiplier=positive,
+            bands=st.integers(1, 100),
+            steps=st.integers(1000, 1 << 53),
+            participations=st.integers(1, 10),
+            sample_rate=st.none() | rates,
+        ),
+    ),
     _wider,
     max_leaves=12,
 )
@@ -92,6 +161,53 @@ def test_equal_values_give_equal_events_whatever_number_type_they_came_in() -> N
 def test_impossible_noise_multipliers_are_refused(value: object) -> None:
     with pytest.raises(InvalidEvent):
         Gaussian(noise_multiplier=value)  # type: ignore[arg-type]  # that is the test
+
+
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, True, "1", None, 1j, Decimal(1), [1.0]]
+SOUND = {
+    Laplace: {"b": 1.0},
+    PureDP: {"epsilon": 1.0, "adjacency": "zero-out"},
+    ZCDP: {"rho": 1.0, "adjacency": "zero-out"},
+    ApproxDP: {"epsilon": 1.0, "delta": 1e-6, "adjacency": "zero-out"},
+    DiscreteGaussian: {"sigma": 1.0, "l2": 1.0},
+    Skellam: {"mu": 1.0, "l2": 1.0, "l1": 1.0},
+    DistributedDiscreteGaussian: {
+        "sigma_share": 1.0,
+        "shares": 3,
+        "l2": 1.0,
+        "l1": 1.0,
+        "dim": 3,
+    },
+    Tree: {"noise_multiplier": 1.0, "steps": 9, "participations": 2, "min_sep": 2},
+    BandedMF: {"noise_multiplier": 1.0, "bands": 2, "steps": 9, "participations": 2},
+    FixedSize: {"population": 9, "cohort": 3, "event": NonPrivate()},
+    Hierarchical: {"p_client": 0.5, "steps": 3, "event": NonPrivate()},
+    Shuffled: {"batches": 3, "epochs": 2, "event": NonPrivate(), "reshuffle": True},
+    Group: {"k": 2, "event": NonPrivate()},
+    NoiseShares: {"planned": 5, "survivors": 4, "colluding": 1, "event": NonPrivate()},
+    Select: {"poisson_mean": 2.0, "event": NonPrivate()},
+}
+
+
+@pytest.mark.parametrize("cls", SOUND)
+def test_every_field_of_every_event_refuses_what_is_no_value_of_it(cls: type[Event]) -> None:
+    cls(**SOUND[cls])
+    for name, value in SOUND[cls].items():
+        for bad in BAD_NUMBERS:
+            if value is bad or (value is True and bad is True):
+                continue
+            with pytest.raises(InvalidEvent, match=name):
+                cls(**{**SOUND[cls], name: bad})
+        if isinstance(value, int) and not isinstance(value, bool):
+            with pytest.raises(InvalidEvent, match=name):
+                cls(**{**SOUND[cls], name: (1 << 53) + 1})
+
+
+def test_fields_with_a_default_may_be_left_out_of_the_json() -> None:
+    text = '{"type":"noise-shares","event":' + G + ',"planned":5,"survivors":4}'
+    event = parse(text)
+    assert event == NoiseShares(event=Gaussian(noise_multiplier=1.0), planned=5, survivors=4)
+    assert '"colluding":0' in dump(event)
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.0000001, 2, math.nan, math.inf, True, "0.5", None])
@@ -148,7 +264,20 @@ G = '{"type":"gaussian","noise_multiplier":1.0}'
         "{}",
         '{"type":"gaussian"}',
         '{"noise_multiplier":1.0}',
-        '{"type":"laplace","b":1.0}',
+        '{"type":"laplace","scale":1.0}',
+        '{"type":"noise-shares","event":' + G + ',"planned":3,"survivors":2,"colluding":2}',
+        '{"type":"noise-shares","event":' + G + ',"planned":3,"survivors":2,"colluding":0.0}',
+        '{"type":"fixed-size","event":' + G + ',"population":3,"cohort":4}',
+        '{"type":"shuffled","event":' + G + ',"batches":3,"epochs":4,"reshuffle":1}',
+        '{"type":"pure-dp","epsilon":1.0,"adjacency":"any"}',
+        '{"type":"pure-dp","epsilon":1.0,"adjacency":["zero-out"]}',
+        '{"type":"pure-dp","epsilon":1.0}',
+        '{"type":"approx-dp","epsilon":1.0,"delta":1.0,"adjacency":"zero-out"}',
+        '{"type":"select","event":' + G + ',"eta":1.0}',
+        '{"type":"select","event":' + G + ',"eta":-1.0,"gamma":0.5}',
+        '{"type":"select","event":' + G + ',"eta":1.0,"gamma":0.5,"poisson_mean":2.0}',
+        '{"type":"tree","noise_multiplier":1.0,"steps":5,"participations":3,"min_sep":3}',
+        '{"type":"banded-mf","noise_multiplier":1.0,"bands":3,"steps":5,"participations":3}',
         '{"type":["gaussian"],"noise_multiplier":1.0}',
         '{"type":null}',
         '{"type":"gaussian","noise_multiplier":NaN}',
