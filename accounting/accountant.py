@@ -25,6 +25,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import log_ndtr
 
+from accounting.choice import Choice
 from accounting.curves import (
     DEFAULT_ORDERS,
     Floats,
@@ -70,7 +71,7 @@ class BoundKind(StrEnum):
     ESTIMATE = "estimate"
 
 
-class Method(StrEnum):
+class Method(Choice):
     """How an epsilon is computed."""
 
     AUTO = "auto"
@@ -82,19 +83,6 @@ class Method(StrEnum):
     PLD = "pld"
     INTERVAL = "interval"
     """Of a bound from :func:`accounting.interval`; cannot be asked for."""
-
-    @classmethod
-    def of(cls, value: Method | str) -> Method:
-        """The member with this name.
-
-        Raises:
-            InvalidParameter: for an unknown name.
-        """
-        try:
-            return cls(value)
-        except ValueError:
-            names = ", ".join(member.value for member in cls)
-            raise InvalidParameter(f"method must be one of {names}, found {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from accounting.accountant import (
@@ -26,6 +25,7 @@ from accounting.accountant import (
     checked_epsilon,
     epsilon,
 )
+from accounting.choice import Choice
 from accounting.curves import (
     DEFAULT_ORDERS,
     Floats,
@@ -46,26 +46,13 @@ _MOST_STEPS = 1 << 40
 _REMEMBERED = 1024
 
 
-class Over(StrEnum):
+class Over(Choice):
     """Which parameter :func:`calibrate` searches."""
 
     NOISE_MULTIPLIER = "noise_multiplier"
     STEPS = "steps"
     SAMPLE_RATE = "sample_rate"
     COHORT = "cohort"
-
-    @classmethod
-    def of(cls, value: Over | str) -> Over:
-        """The member with this name.
-
-        Raises:
-            InvalidParameter: for an unknown name.
-        """
-        try:
-            return cls(value)
-        except ValueError:
-            names = ", ".join(member.value for member in cls)
-            raise InvalidParameter(f"over must be one of {names}, found {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ import numbers
 import operator
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
 
-from accounting.errors import InvalidEvent, InvalidParameter
+from accounting.choice import Choice
+from accounting.errors import InvalidEvent
 
 __all__ = [
     "MAX_COUNT",
@@ -65,7 +65,7 @@ MAX_COUNT = 1 << 53  # the largest range in which every JSON reader agrees on in
 _MAX_TEXT = 4 << 20
 
 
-class Adjacency(StrEnum):
+class Adjacency(Choice):
     """Which pairs of data sets are neighbours. There is no default: the claim depends on it."""
 
     ADD_REMOVE = "add-remove"
@@ -76,19 +76,6 @@ class Adjacency(StrEnum):
 
     REPLACE_ONE = "replace-one"
     """The unit's contribution becomes any other: twice the sensitivity of the other two."""
-
-    @classmethod
-    def of(cls, value: Adjacency | str) -> Adjacency:
-        """The member with this name.
-
-        Raises:
-            InvalidParameter: for an unknown name.
-        """
-        try:
-            return cls(value)
-        except ValueError:
-            names = ", ".join(member.value for member in cls)
-            raise InvalidParameter(f"adjacency must be one of {names}, found {value!r}") from None
 
 
 # --- field kinds: what a field accepts, and its two translations --------------------------------
