@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from securefl.encoding.codec import CodecSpec, UpdateCodec
     from securefl.modular import RingVector
     from securefl.pipeline import Participant, private_round
+    from securefl.primitives.signing import IdentityDirectory, IdentityKey
     from securefl.protocols.secagg import (
         ClientPolicy,
         SecAggClient,
@@ -52,6 +53,8 @@ _LAZY = {
     "ClientPolicy": "securefl.protocols.secagg",
     "CodecSpec": "securefl.encoding.codec",
     "Cohort": "securefl.round",
+    "IdentityDirectory": "securefl.primitives.signing",
+    "IdentityKey": "securefl.primitives.signing",
     "Participant": "securefl.pipeline",
     "RingVector": "securefl.modular",
     "RoundConfig": "securefl.round",
@@ -74,6 +77,8 @@ __all__ = [
     "Cohort",
     "ConfigurationError",
     "DataNotFound",
+    "IdentityDirectory",
+    "IdentityKey",
     "LocalProtocolError",
     "Participant",
     "PeerProtocolError",
