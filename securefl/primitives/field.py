@@ -81,11 +81,9 @@ def interpolation_matrix(*, at: Sequence[int], nodes: Sequence[int]) -> NDArray[
     denominator = np.ones(len(x), dtype=np.uint64)
     for k in range(len(x)):
         numerator = numerator * distances[:, k] % _P
-        between = (x + _P - x[k]) % _P  # x_l - x_k; the node itself is left out
-        between[k] = 1
+        between = (x + _P - x[k]) % _P
+        between[k] = 1  # the node itself is left out
         denominator = denominator * between % _P
-    if (len(x) - 1) % 2:  # Π (x_k - x_l) has one sign per other node
-        denominator = (_P - denominator) % _P
     rows = numerator.reshape(-1, 1) * inverse(distances) % _P
     return rows * inverse(denominator) % _P
 
