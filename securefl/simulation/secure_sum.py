@@ -21,6 +21,14 @@ from numpy.typing import NDArray
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.protocols.lightsecagg.client import LightSecAggClient
+from securefl.protocols.lightsecagg.params import (
+    LightSecAggParams,
+    check_sum_fits,
+    most_input_bits,
+)
+from securefl.protocols.lightsecagg.server import LightSecAggServer
+from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
 from securefl.protocols.secagg.server import SecAggServer
@@ -31,6 +39,7 @@ from securefl.round import (
     Cohort,
     GraphSource,
     Layout,
+    Protocol,
     RoundConfig,
     RoundId,
     ThreatModel,
@@ -42,7 +51,7 @@ __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
-_PROTOCOLS = ("secagg", "secagg+")
+_PROTOCOLS = ("secagg", "secagg+", "lightsecagg")
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
@@ -70,7 +79,7 @@ class SecureSum:
     """The sum and how it came about.
 
     Attributes:
-        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits.
+        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits ("lightsecagg": as it is).
         survivors: the caller's ids whose vectors are in the sum, ascending.
         transcript: everything the server saw, in its order.
         bytes_up, bytes_down: bytes per client id.
@@ -106,7 +115,7 @@ def secure_sum(
     drop: Mapping[str, Collection[int]] | None = None,
     threshold: int | None = None,
     degree: int | None = None,
-    bits: int = 32,
+    bits: int | None = None,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
     """Sums integer vectors so that the server sees masked vectors and the sum only.
@@ -114,20 +123,24 @@ def secure_sum(
     Args:
         vectors: by client id (any integers), at least 3; equal lengths, 0 is allowed; lists,
             tuples or integer arrays with 0 <= value < 2^bits.
-        protocol: "secagg" (every client shares masks with every other) or "secagg+" (with
-            ``degree`` others on a random ring; one client in twenty, at least one, may collude).
+        protocol: "secagg" (every client shares masks with every other), "secagg+" (with
+            ``degree`` others on a random ring; one client in twenty, at least one, may collude) or
+            "lightsecagg" (coded shares of one mask per client; half of the clients may collude, or
+            ``threshold`` - 2 if that is less, or what an active adversary leaves).
         adversary: "semi-honest": the server follows the protocol and may collude with fewer than
             ``threshold`` - 1 clients. "active": it may also tell each client something else, and
             collude with at most 2 (``threshold`` - 1) - n; one more phase, signed messages.
         drop: phase ("advertise_keys", "share_keys", "masked_input_collection", with an active
-            adversary "consistency_check", "unmasking") to the clients that vanish before they send
-            that phase's message.
+            adversary "consistency_check", "unmasking"; in "lightsecagg" "share_masks" for the
+            second and "recovery" for the last) to the clients that vanish before they send that
+            phase's message.
         threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1 (more
             where an active adversary needs more). In "secagg" the secret sharing threshold is one
             less. In "secagg+" it counts until the vectors are in; after that every client needs
             enough of its neighbours.
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
-        bits: the sum is modulo 2^bits, 1..64.
+        bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" the bits of an entry,
+            so few that no sum wraps around 2^31 - 1; default the most.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
@@ -155,12 +168,12 @@ def secure_sum(
             f"the adversary is one of {tuple(_ADVERSARIES)} (a server that follows the protocol, "
             f"or one that does not), found {adversary!r}"
         )
-    bits = _whole("bits", bits, least=1, most=64)
     outside = _client_ids(vectors)
+    bits = _entry_bits(len(outside), protocol, bits)
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
     params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
-    ring = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
-    lengths = {c: len(ring[inside[c]]) for c in outside}
+    integers = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
+    lengths = {c: len(integers[inside[c]]) for c in outside}
     m = lengths[outside[0]]
     odd = [c for c in outside if lengths[c] != m]
     if odd:
@@ -168,20 +181,14 @@ def secure_sum(
             f"all vectors need one length: client {outside[0]} has {m} entries, "
             f"client {odd[0]} has {lengths[odd[0]]}"
         )
-    config = params.config(
-        round_id=RoundId(0),
-        cohort=Cohort.of(inside.values()),
-        m=m,
-        b=bits,
-        context_digest=_CONTEXT,
-        server_nonce=os.urandom(32),
-    )
+    config = _config(params, Cohort.of(inside.values()), m, bits)
     server, clients = _machines(
         config,
         # The caller chose the threshold for all clients: none of them has a policy of its own.
         ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
     )
     drops = _drops(drop, inside, server.phases)
+    ring = {u: RingVector(vector.values, config.modulus) for u, vector in integers.items()}
     result = run_session(server, clients, ring, drops=drops)
 
     def name(u: ClientId) -> int | Literal["server"]:
@@ -227,14 +234,47 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def _entry_bits(n: int, protocol: str, bits: int | None) -> int:
+    if protocol != "lightsecagg":
+        return _whole("bits", 32 if bits is None else bits, least=1, most=64)
+    entry_bits = _whole("bits", most_input_bits(n) if bits is None else bits, least=1, most=64)
+    check_sum_fits(n, entry_bits)
+    return entry_bits
+
+
+def _config(
+    params: SecAggParams | LightSecAggParams, cohort: Cohort, m: int, bits: int
+) -> RoundConfig:
+    nonce = os.urandom(32)
+    if isinstance(params, LightSecAggParams):
+        return params.config(
+            round_id=RoundId(0), cohort=cohort, m=m, context_digest=_CONTEXT, server_nonce=nonce
+        )
+    return params.config(
+        round_id=RoundId(0), cohort=cohort, m=m, b=bits, context_digest=_CONTEXT, server_nonce=nonce
+    )
+
+
 def _machines(
     config: RoundConfig, policy: ClientPolicy
-) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
+) -> tuple[ServerMachine, Mapping[ClientId, ClientMachine]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
     identities: dict[ClientId, IdentityKey] = {}
     if config.adversary is Adversary.ACTIVE:
         identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
     directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+    if config.protocol is Protocol.LIGHTSECAGG:
+        return LightSecAggServer(config, directory=directory), {
+            u: LightSecAggClient(
+                u,
+                config,
+                context_digest=_CONTEXT,
+                policy=policy,
+                identity=identities.get(u),
+                directory=directory,
+            )
+            for u in config.cohort
+        }
     clients = {
         u: SecAggClient(
             u,
@@ -257,11 +297,16 @@ def _machines(
 
 def _params(
     n: int, protocol: str, adversary: Adversary, threshold: int | None, degree: int | None
-) -> SecAggParams:
+) -> SecAggParams | LightSecAggParams:
     """The strongest parameters with this many alive."""
     active = adversary is Adversary.ACTIVE
-    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
-    least = -(-(n + 3) // 2) if active and protocol == "secagg" else 3
+    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph;
+    # in LightSecAgg 2U > n + T with T >= 1, and U = alive.
+    least = 3
+    if active:
+        least = {"secagg": -(-(n + 3) // 2), "secagg+": 3, "lightsecagg": (n + 1) // 2 + 1}[
+            protocol
+        ]
     wanted = max(default_threshold(n), least) if threshold is None else threshold
     against = f" against an active server ({n} clients)" if least > 3 else ""
     alive = _whole("threshold", wanted, least=least, most=n, why=against)
@@ -269,8 +314,12 @@ def _params(
         return _sparse(n, adversary, alive, degree)
     if degree is not None:
         raise ConfigurationError(
-            f'degree={degree!r} belongs to protocol "secagg+"; "secagg" joins everybody'
+            f'degree={degree!r} belongs to protocol "secagg+"; {protocol!r} joins everybody'
         )
+    if protocol == "lightsecagg":
+        T = min(n // 2, alive - 2, 2 * alive - n - 1 if active else n)
+        threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
+        return LightSecAggParams.of(n, threat)
     t = alive - 1
     threat = ThreatModel(
         adversary=adversary, corrupt=2 * t - n if active else t - 1, dropped=n - alive
