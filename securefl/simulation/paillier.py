@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from securefl.errors import ConfigurationError
 from securefl.primitives.paillier import SecretKey, SlotLayout, generate_keypair
+from securefl.primitives.paillier.block import BlockMode
 from securefl.primitives.paillier.slots import MAX_WIDTH
 from securefl.primitives.paillier.threshold import (
     KeyShare,
@@ -95,6 +96,7 @@ def paillier_session(
     context_digest: bytes,
     policy: ClientPolicy,
     keys: SecretKey | tuple[ThresholdPublicKey, tuple[KeyShare, ...]] | None = None,
+    experimental_hybrid: bool = False,
 ) -> PaillierParties:
     """Fresh machines for one round.
 
@@ -107,6 +109,7 @@ def paillier_session(
         b: inputs are in Z_{2^b}; a slot must hold the sum of the cohort.
         context_digest: 32 bytes.
         policy: what every client demands.
+        experimental_hybrid: encrypt short secrets of ring-LWE masks only; see the limitations.
         keys: a secret key, or a threshold key with its shares; default: this process's own.
 
     Raises:
@@ -119,7 +122,8 @@ def paillier_session(
             f"bits can be at most {widest} with Paillier"
         )
     layout = SlotLayout(bound=1 << (b - 1), max_clients=len(cohort))
-    terms, secret, shares = _terms(trust, layout, keys)
+    mode = BlockMode.HYBRID if experimental_hybrid else BlockMode.PACKED
+    terms, secret, shares = _terms(trust, layout, keys, mode)
     corrupt = max(0, min(1, alive - 2))
     config = paillier_config(
         terms,
@@ -192,6 +196,7 @@ def _terms(
     trust: Trust,
     layout: SlotLayout,
     keys: SecretKey | tuple[ThresholdPublicKey, tuple[KeyShare, ...]] | None,
+    mode: BlockMode,
 ) -> tuple[PaillierTerms, SecretKey | None, tuple[KeyShare, ...]]:
     if trust is Trust.KEY_HOLDER:
         secret = _key_holder_key() if keys is None else keys
@@ -202,6 +207,8 @@ def _terms(
             layout=layout,
             key_holder=ClientId(_FIRST_HOLDER),
             witnesses=(_WITNESS,),
+            mode=mode,
+            accept_experimental=True,
         )
         return terms, secret, ()
     dealt = _threshold_key() if keys is None else keys
@@ -210,6 +217,12 @@ def _terms(
     public, shares = dealt
     holders = tuple(ClientId(_FIRST_HOLDER + i) for i in range(public.parties))
     terms = PaillierTerms(
-        key=public, layout=layout, s=public.s, share_holders=holders, corrupt_holders=1
+        key=public,
+        layout=layout,
+        s=public.s,
+        share_holders=holders,
+        corrupt_holders=1,
+        mode=mode,
+        accept_experimental=True,
     )
     return terms, None, shares

@@ -150,7 +150,7 @@ def lightsecagg(*, active: bool = False) -> Callable[[], Instance]:
     return build
 
 
-def paillier(trust: Trust) -> Callable[[], Instance]:
+def paillier(trust: Trust, *, hybrid: bool = False) -> Callable[[], Instance]:
     @lru_cache(maxsize=1)
     def keys() -> SecretKey | tuple[ThresholdPublicKey, tuple[KeyShare, ...]]:
         random_bytes = np.random.default_rng(5).bytes
@@ -168,10 +168,11 @@ def paillier(trust: Trust) -> Callable[[], Instance]:
             round_id=RoundId(9),
             alive=ALIVE,
             m=3,
-            b=24,
+            b=20,
             context_digest=bytes(32),
             policy=ClientPolicy(gamma=0),
             keys=keys(),
+            experimental_hybrid=hybrid,
         )
         return Instance(
             made.server,
@@ -197,6 +198,8 @@ PROTOCOLS = {
     "lightsecagg-active": lightsecagg(active=True),
     "paillier": paillier(Trust.KEY_HOLDER),
     "paillier-threshold": paillier(Trust.THRESHOLD),
+    "paillier-hybrid-experimental": paillier(Trust.KEY_HOLDER, hybrid=True),
+    "paillier-threshold-hybrid-experimental": paillier(Trust.THRESHOLD, hybrid=True),
 }
 
 

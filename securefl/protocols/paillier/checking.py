@@ -49,13 +49,15 @@ class Checked:
     ciphertexts: tuple[int, ...]
 
 
-def knowledge_context(config_digest: bytes, client: ClientId, block: bytes) -> bytes:
-    """What a knowledge proof is bound to: session, client and the block's header.
+def knowledge_context(
+    config_digest: bytes, client: ClientId, block: bytes, body_digest: bytes = b""
+) -> bytes:
+    """What a knowledge proof is bound to: session, client, the block's header, the masked body.
 
     The ciphertexts themselves are hashed by the proof; the round, cohort, terms and model are in
     the configuration's digest.
     """
-    return config_digest + client.to_bytes(4, "little") + block[:HEADER_BYTES]
+    return config_digest + client.to_bytes(4, "little") + block[:HEADER_BYTES] + body_digest
 
 
 class SubmissionCheck:
@@ -116,21 +118,31 @@ class SubmissionCheck:
     def content(self, client: ClientId, body: bytes) -> tuple[int, ...]:
         """Checks block and proof; gives the ciphertexts.
 
+        The masked body of the hybrid mode travels in a frame of its own; its digest is signed here.
+
         Raises:
             BadSubmission: with the reason.
         """
-        terms, m = self._terms, self._config.m
         try:
-            submission = Submission.decode(body, block_bytes=terms.block_bytes(m))
+            submission = self.parse(body)
         except WireError:
             raise BadSubmission(RefusalReason.BAD_FRAME) from None
         ciphertexts = self.block(submission.block)
         if not ciphertexts:  # an empty vector has nothing to know
             return ciphertexts
-        context = knowledge_context(self._digest, client, submission.block)
+        context = knowledge_context(self._digest, client, submission.block, submission.body_digest)
         if not verify_knowledge(self._encryptor, ciphertexts, submission.proof, context):
             raise BadSubmission(RefusalReason.BAD_PROOF)
         return ciphertexts
+
+    def parse(self, body: bytes) -> Submission:
+        """A submission's body of this round's sizes; else WireError."""
+        terms = self._terms
+        return Submission.decode(
+            body,
+            block_bytes=terms.block_bytes(self._config.m),
+            hybrid=terms.mode is BlockMode.HYBRID,
+        )
 
     def block(self, data: bytes) -> tuple[int, ...]:
         """The ciphertexts of a block of this round's one shape.
@@ -148,17 +160,7 @@ class SubmissionCheck:
 
     def product_block(self, products: Sequence[bigint.Integer]) -> bytes:
         """The bytes of a product with the round's shape."""
-        key_id, mode, s, width, bound, m, _ = self._terms.shape(self._config.m)
-        block = Block(
-            key_id=key_id,
-            mode=BlockMode(mode),
-            s=s,
-            width=width,
-            bound=bound,
-            dimension=m,
-            ciphertexts=tuple(map(int, products)),
-        )
-        return block.to_bytes(self._terms.degree)
+        return self._terms.block_of(self._config.m, map(int, products))
 
     def multiply(
         self, total: list[bigint.Integer] | None, ciphertexts: Sequence[int]

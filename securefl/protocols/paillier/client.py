@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefl.errors import (
     ConfigurationError,
@@ -23,9 +24,10 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector
+from securefl.primitives import rlwe
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import RandomizerPool
-from securefl.primitives.paillier.block import Block, BlockMode
+from securefl.primitives.paillier.block import BlockMode
 from securefl.primitives.paillier.knowledge import KnowledgeProof, prove_knowledge
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.endpoints import ClientEnd
@@ -36,7 +38,7 @@ from securefl.protocols.paillier.messages import MessageType, Phase, Submission,
 from securefl.protocols.paillier.terms import PaillierTerms, check_config
 from securefl.protocols.policy import ClientPolicy, check_demands, check_identities
 from securefl.round import SERVER, ClientId, RoundConfig
-from securefl.wire import decode_frame
+from securefl.wire import decode_frame, pack_words
 
 __all__ = ["PaillierClient"]
 
@@ -198,33 +200,39 @@ class PaillierClient:
     def _submit(self) -> list[Outbound | Event]:
         if self._opened is None or self._input is None:
             return []
-        terms, config = self._terms, self._config
+        terms, layout = self._terms, self._terms.block_layout
         signed = self._input.centred().astype(np.int64)
-        plain = terms.layout.pack(signed, terms.layout.slots(terms.degree))
+        body = b""
+        if terms.mode is BlockMode.HYBRID:
+            signed, body = self._masked(signed)
+        plain = layout.pack(signed, layout.slots(terms.degree))
         sealed = self._encryptor.encrypt(plain, pool=self._pool)
-        key_id, _, s, width, bound, m, _ = terms.shape(config.m)
-        block = Block(
-            key_id=key_id,
-            mode=BlockMode.PACKED,
-            s=s,
-            width=width,
-            bound=bound,
-            dimension=m,
-            ciphertexts=sealed.ciphertexts,
-        ).to_bytes(terms.degree)
+        block = terms.block_of(self._config.m, sealed.ciphertexts)
+        body_digest = sha256(body) if body else b""
         proof = KnowledgeProof(seed=bytes(32), z=0, zeta=0)
         if plain:
             proof = prove_knowledge(
                 self._encryptor,
                 plain,
                 sealed,
-                knowledge_context(self._end.config_digest, self._end.u, block),
+                knowledge_context(self._end.config_digest, self._end.u, block, body_digest),
                 random_bytes=self._random_bytes,
             )
-        body = Submission(block=block, proof=proof).encode()
-        out = self._send(MessageType.SUBMISSION, body)
+        submission = Submission(block=block, proof=proof, body_digest=body_digest)
+        out = [self._send(MessageType.SUBMISSION, submission.encode())]
+        if body:
+            out.append(self._send(MessageType.MASKED_BODY, body))
         self._phase, self._emitted, self._input = Phase.DONE, True, None
-        return [out]
+        return [*out]
+
+    def _masked(self, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes]:
+        """A fresh secret, and the vector under its masks (hybrid mode)."""
+        shape = self._terms.rlwe_shape(self._config.m)
+        assert shape is not None  # noqa: S101  # hybrid mode
+        a = self._terms.public_polynomials(self._config)
+        secret = rlwe.secret(self._random_bytes)
+        masked = rlwe.mask(values, shape, a, secret, self._random_bytes)
+        return secret, pack_words(masked, rlwe.MODULUS_BITS)
 
     def _send(self, kind: MessageType, body: bytes) -> Outbound:
         return self._end.outbound(kind, body, session=self._end.config_digest)[0]

@@ -369,18 +369,19 @@ class KeyHolder(_Decider):
             raise _No(error.reason) from None
         self._bind(sha256(listed, product_digest(request.block)))
         terms, count = self._terms, len(request.contributors)
+        layout = terms.block_layout
         try:
-            sums = terms.layout.unpack(
+            sums = layout.unpack(
                 [self._secret.decrypt(c, terms.s) for c in ciphertexts],
                 count=count,
-                dimension=self._config.m,
-                slots=terms.layout.slots(terms.degree),
+                dimension=terms.block_dimension(self._config.m),
+                slots=layout.slots(terms.degree),
             )
         except BadPlaintext:
             raise _No(RefusalReason.BAD_PLAINTEXT) from None
-        slots = (sums + count * terms.layout.bound).astype(np.uint64)
+        slots = (sums + count * layout.bound).astype(np.uint64)
         opened = Opened(list_digest=listed, count=count, slots=slots)
-        return [self._send(MessageType.OPENED, opened.encode(terms.layout.width))]
+        return [self._send(MessageType.OPENED, opened.encode(layout.width))]
 
 
 class ShareHolder(_Decider):

@@ -54,6 +54,7 @@ class MessageType(IntEnum):
     OPENED = 7
     PARTIALS = 8
     REFUSAL = 9
+    MASKED_BODY = 10
     ABORT = 255
 
 
@@ -117,24 +118,28 @@ class Submission:
     Attributes:
         block: bytes of a :class:`~securefl.primitives.paillier.block.Block`.
         proof: its proof of plaintext knowledge.
+        body_digest: SHA-256 of the masked body that travels beside it; empty in packed mode.
     """
 
     block: bytes
     proof: KnowledgeProof
+    body_digest: bytes = b""
 
     def encode(self) -> bytes:
-        """4 bytes, the block, the proof."""
-        return _sized(self.block) + self.proof.to_bytes()
+        """The body's digest if there is one, 4 bytes, the block, the proof."""
+        return self.body_digest + _sized(self.block) + self.proof.to_bytes()
 
     @classmethod
-    def decode(cls, body: Buffer, *, block_bytes: int) -> Submission:
+    def decode(cls, body: Buffer, *, block_bytes: int, hybrid: bool = False) -> Submission:
         """Inverse of encode for blocks of exactly this size; else WireError."""
         reader = Reader(body)
+        digest = bytes(reader.take(32)) if hybrid else b""
         size = reader.u32()
         if size != block_bytes:
             raise WireError(f"a block of this round has {block_bytes} bytes, announced are {size}")
         block = bytes(reader.take(size))
-        return cls(block=block, proof=KnowledgeProof.from_bytes(reader.take(reader.left)))
+        proof = KnowledgeProof.from_bytes(reader.take(reader.left))
+        return cls(block=block, proof=proof, body_digest=digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

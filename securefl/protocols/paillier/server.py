@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
@@ -22,10 +23,11 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives import rlwe
 from securefl.primitives.bigint import Integer
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import BadPlaintext
-from securefl.primitives.paillier.block import are_ciphertexts
+from securefl.primitives.paillier.block import BlockMode, are_ciphertexts
 from securefl.primitives.paillier.threshold import NotAPlaintext, ThresholdPublicKey
 from securefl.primitives.signing import IdentityDirectory
 from securefl.protocols.endpoints import ServerEnd
@@ -58,7 +60,7 @@ from securefl.protocols.paillier.messages import (
 )
 from securefl.protocols.paillier.terms import PaillierTerms, check_config
 from securefl.round import SERVER, AggregateSum, ClientId, RoundConfig, SurvivorSets
-from securefl.wire import Frame, decode_frame
+from securefl.wire import Frame, add_packed, decode_frame, packed_bytes
 
 __all__ = ["PaillierServer"]
 
@@ -111,6 +113,9 @@ class PaillierServer:
         self._U1: tuple[ClientId, ...] | None = None
         self._U3: tuple[ClientId, ...] | None = None
         self._frames: dict[ClientId, bytes] = {}
+        self._waiting: dict[ClientId, tuple[tuple[int, ...], bytes]] = {}
+        self._bodies: dict[ClientId, bytes] = {}
+        self._total: NDArray[np.uint64] | None = None
         self._product: list[Integer] | None = None
         self._block = b""
         self._contributors: tuple[Contributor, ...] = ()
@@ -226,10 +231,11 @@ class PaillierServer:
             reason = error.reason if isinstance(error, _Refused) else Reason.MALFORMED
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
-        if not counted:
+        if kind is MessageType.REFUSAL:
             self._gone.add(u)
             return [ClientDropped(client=u, phase=str(self._phase), reason=Reason.CLIENT_ABORT)]
-        self._replied.add(u)
+        if counted:
+            self._replied.add(u)
         return []
 
     def _origin(self, frame: Frame, sender: ClientId | None) -> ClientId:
@@ -251,16 +257,22 @@ class PaillierServer:
         answer = MessageType.PARTIALS if self._terms.key_holder is None else MessageType.OPENED
         return {
             Phase.CHECK_IN: (MessageType.CHECK_IN,),
-            Phase.MASKED_INPUT_COLLECTION: (MessageType.SUBMISSION,),
+            Phase.MASKED_INPUT_COLLECTION: (MessageType.SUBMISSION, *self._with_body),
             Phase.CHECKING: (MessageType.PRODUCT_STATEMENT, MessageType.REFUSAL),
             Phase.OPENING: (answer, MessageType.REFUSAL),
         }.get(self._phase, ())
+
+    @property
+    def _with_body(self) -> tuple[MessageType, ...]:
+        hybrid = self._terms.mode is BlockMode.HYBRID
+        return (MessageType.MASKED_BODY,) if hybrid else ()
 
     def _closed(self, kind: MessageType) -> bool:
         """Whether the phase that collects this type of message is over."""
         when = {
             MessageType.CHECK_IN: Phase.CHECK_IN,
             MessageType.SUBMISSION: Phase.MASKED_INPUT_COLLECTION,
+            MessageType.MASKED_BODY: Phase.MASKED_INPUT_COLLECTION,
             MessageType.PRODUCT_STATEMENT: Phase.CHECKING,
             MessageType.PARTIALS: Phase.OPENING,
             MessageType.OPENED: Phase.OPENING,
@@ -276,6 +288,7 @@ class PaillierServer:
         handlers: dict[MessageType, Callable[[], bool]] = {
             MessageType.CHECK_IN: lambda: self._on_check_in(body),
             MessageType.SUBMISSION: lambda: self._on_submission(u, body, data),
+            MessageType.MASKED_BODY: lambda: self._on_masked_body(u, body),
             MessageType.PRODUCT_STATEMENT: lambda: self._on_statement(u, body, data),
             MessageType.OPENED: lambda: self._on_opened(body),
             MessageType.PARTIALS: lambda: self._on_partials(u, body),
@@ -293,6 +306,31 @@ class PaillierServer:
             ciphertexts = self._check.content(u, body)
         except BadSubmission as error:
             raise _Refused(_BY_REASON.get(error.reason, Reason.MALFORMED)) from None
+        if not self._with_body:
+            return self._add(u, ciphertexts, data)
+        self._waiting[u] = (ciphertexts, data)
+        return self._join(u)
+
+    def _on_masked_body(self, u: ClientId, body: bytes) -> bool:
+        if len(body) != packed_bytes(self._config.m, rlwe.MODULUS_BITS):
+            raise WireError(f"a masked body of {len(body)} bytes")
+        self._bodies[u] = body
+        return self._join(u)
+
+    def _join(self, u: ClientId) -> bool:
+        """Counts a client once both of its frames are here and belong together."""
+        if u not in self._waiting or u not in self._bodies:
+            return False
+        ciphertexts, data = self._waiting.pop(u)
+        body = self._bodies.pop(u)
+        if sha256(body) != self._check.parse(bytes(decode_frame(data).body)).body_digest:
+            raise _Refused(Reason.EQUIVOCATION)
+        if self._total is None:
+            self._total = np.zeros(self._config.m, dtype=np.uint64)
+        add_packed(self._total, body, rlwe.MODULUS_BITS)
+        return self._add(u, ciphertexts, data)
+
+    def _add(self, u: ClientId, ciphertexts: tuple[int, ...], data: bytes) -> bool:
         self._product = self._check.multiply(self._product, ciphertexts)
         self._frames[u] = data
         return True
@@ -306,11 +344,12 @@ class PaillierServer:
         return True
 
     def _on_opened(self, body: bytes) -> bool:
-        width = self._terms.layout.width
-        opened = Opened.decode(body, m=self._config.m, width=width)
+        layout = self._terms.block_layout
+        dimension = self._terms.block_dimension(self._config.m)
+        opened = Opened.decode(body, m=dimension, width=layout.width)
         if opened.list_digest != self._listed or opened.count != len(self._contributors):
             raise _Refused(Reason.EQUIVOCATION)
-        most = 2 * self._terms.layout.bound * opened.count
+        most = 2 * layout.bound * opened.count
         if opened.slots.size and int(opened.slots.max()) > most:
             raise _Refused(Reason.MALFORMED)
         self._slots = opened
@@ -443,7 +482,7 @@ class PaillierServer:
 
     def _open(self, members: tuple[ClientId, ...]) -> list[Outbound | Event]:
         del members
-        layout, config, count = self._terms.layout, self._config, len(self._contributors)
+        layout, config, count = self._terms.block_layout, self._config, len(self._contributors)
         if self._slots is not None:
             sums = self._slots.slots.astype(np.int64) - count * layout.bound
         else:
@@ -451,7 +490,7 @@ class PaillierServer:
                 sums = layout.unpack(
                     self._combine(),
                     count=count,
-                    dimension=config.m,
+                    dimension=self._terms.block_dimension(config.m),
                     slots=layout.slots(self._terms.degree),
                 )
             except (BadPlaintext, NotAPlaintext):
@@ -463,6 +502,10 @@ class PaillierServer:
                 )
                 error.outbound = tuple(self._abort(Reason.MALFORMED))
                 raise error from None
+        shape = self._terms.rlwe_shape(config.m)
+        if shape is not None and self._total is not None:
+            a = self._terms.public_polynomials(config)
+            sums = rlwe.unmask(self._total, shape, a, sums, count=count)
         self._result = AggregateSum(
             vector=RingVector(
                 (sums & np.int64(config.modulus - 1)).astype(ring_dtype(config.modulus)),

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from securefl.errors import ConfigurationError
+from securefl.primitives import rlwe
 from securefl.primitives.paillier import PublicKey, SlotLayout
-from securefl.primitives.paillier.algebra import Degree
-from securefl.primitives.paillier.block import HEADER_BYTES, BlockMode
+from securefl.primitives.paillier.algebra import Degree, derive
+from securefl.primitives.paillier.block import HEADER_BYTES, Block, BlockMode
 from securefl.primitives.paillier.encryptor import Encryptor
 from securefl.primitives.paillier.threshold import ThresholdPublicKey
 from securefl.round import (
@@ -41,7 +46,7 @@ class Token(Enum):
 
 WITHOUT_WITNESS = Token.WITHOUT_WITNESS
 
-_COUNTS = struct.Struct("<BBBxIQIIII")
+_COUNTS = struct.Struct("<BBBBIQIIII")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,9 @@ class PaillierTerms:
             2t > l + c, or the server could open two different sums.
         without_witness: ``WITHOUT_WITNESS`` allows key-holder mode without a witness, for
             demonstrations of the attack only.
+        mode: what is encrypted: the packed vector, or (``HYBRID``, experimental) a short secret
+            whose ring-LWE masks hide the vector; see :mod:`securefl.primitives.rlwe`.
+        accept_experimental: must be True for ``HYBRID``.
 
     Raises:
         ConfigurationError: if the numbers do not protect anybody, with the numbers.
@@ -75,8 +83,15 @@ class PaillierTerms:
     statements: int = 1
     corrupt_holders: int = 1
     without_witness: Token | None = None
+    mode: BlockMode = BlockMode.PACKED
+    accept_experimental: bool = False
 
     def __post_init__(self) -> None:
+        if self.mode is BlockMode.HYBRID and self.accept_experimental is not True:
+            raise ConfigurationError(
+                "the hybrid mode is experimental: its lattice parameters have not been estimated "
+                "or reviewed; say accept_experimental=True, or use the packed mode"
+            )
         parties = self.deciders
         bad = [u for u in parties if not 0 <= u < SERVER]
         if bad or len(set(parties)) != len(parties):
@@ -91,7 +106,7 @@ class PaillierTerms:
             raise ConfigurationError(
                 f"{self.statements} of {len(self.witnesses)} witnesses cannot be asked for"
             )
-        self.layout.slots(self.degree)
+        self.block_layout.slots(self.degree)
 
     def _check_threshold(self, key: ThresholdPublicKey) -> None:
         t, parties, c = key.threshold, key.parties, self.corrupt_holders
@@ -148,17 +163,64 @@ class PaillierTerms:
         """What clients encrypt with, and what proofs are checked against."""
         return Encryptor(self.public, self.s)
 
-    def shape(self, m: int) -> tuple[bytes, int, int, int, int, int, int]:
-        """The one shape that blocks of m values have in this deployment."""
+    @property
+    def block_layout(self) -> SlotLayout:
+        """Slots of what is encrypted: the values, or the ternary secret of the hybrid mode."""
+        if self.mode is BlockMode.PACKED:
+            return self.layout
+        return SlotLayout(bound=1, max_clients=rlwe.MOST_CLIENTS)
+
+    def block_dimension(self, m: int) -> int:
+        """How many numbers are encrypted for a vector of m values."""
+        return m if self.mode is BlockMode.PACKED else rlwe.DEGREE
+
+    def rlwe_shape(self, m: int) -> rlwe.RlweShape | None:
+        """The shape of the masks in hybrid mode, else None."""
+        if self.mode is BlockMode.PACKED:
+            return None
         layout = self.layout
+        return rlwe.RlweShape(dimension=m, bound=layout.bound, max_clients=layout.max_clients)
+
+    def shape(self, m: int) -> tuple[bytes, int, int, int, int, int, int]:
+        """The one shape that blocks have in a round of m values."""
+        layout, dimension = self.block_layout, self.block_dimension(m)
         return (
-            self.key.key_id, BlockMode.PACKED, self.s, layout.width, layout.bound, m,
-            layout.ciphertexts(self.degree, m),
+            self.key.key_id, self.mode, self.s, layout.width, layout.bound, dimension,
+            layout.ciphertexts(self.degree, dimension),
         )  # fmt: skip
 
     def block_bytes(self, m: int) -> int:
-        """Bytes of a block of m values."""
-        return HEADER_BYTES + self.layout.ciphertexts(self.degree, m) * self.degree.ciphertext_bytes
+        """Bytes of a block in a round of m values."""
+        count = self.block_layout.ciphertexts(self.degree, self.block_dimension(m))
+        return HEADER_BYTES + count * self.degree.ciphertext_bytes
+
+    def block_of(self, m: int, ciphertexts: Iterable[int]) -> bytes:
+        """The bytes of a block of a round of m values."""
+        key_id, _, s, width, bound, dimension, _ = self.shape(m)
+        block = Block(
+            key_id=key_id,
+            mode=self.mode,
+            s=s,
+            width=width,
+            bound=bound,
+            dimension=dimension,
+            ciphertexts=tuple(ciphertexts),
+        )
+        return block.to_bytes(self.degree)
+
+    def public_polynomials(self, config: RoundConfig) -> NDArray[np.uint64]:
+        """The a_j of a hybrid round, from its configuration: nobody can choose them."""
+        shape = self.rlwe_shape(config.m)
+        assert shape is not None  # noqa: S101  # hybrid mode only
+        seed = derive(
+            "securefl/rlwe/a/v1",
+            config.digest(),
+            config.round_id,
+            self.key.key_id,
+            config.m,
+            length=32,
+        )
+        return rlwe.public_polynomials(seed, shape.polynomials)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of everything above."""
@@ -167,6 +229,7 @@ class PaillierTerms:
             self.s,
             self.key_holder is None,
             layout.guard,
+            self.mode,
             layout.max_clients,
             layout.bound,
             len(self.witnesses),
@@ -273,8 +336,9 @@ def _check_numbers(
         raise ConfigurationError(
             f"slots are sized for {layout.max_clients} clients, the cohort has {config.n}"
         )
-    if config.m < 0 or config.m >= 1 << 32:
+    if config.m >= 1 << 32:
         raise ConfigurationError(f"a block holds up to 2^32 values, found {config.m}")
+    terms.rlwe_shape(config.m)  # refuses what the hybrid mode cannot sum
     if config.A == 0 and not assume_no_corruption:
         raise ConfigurationError("A = 0 assumes that no client ever colludes with the server")
     if not config.A + 2 <= config.n_min <= config.n:
