@@ -70,6 +70,7 @@ from accounting.export import VerifiedLedger
 from accounting.filter import Filter, Odometer
 from accounting.intervals import Interval, interval
 from accounting.ledger import Ledger
+from accounting.statement import ClientStatement, client_statement
 
 __all__ = [
     "ZCDP",
@@ -85,6 +86,7 @@ __all__ = [
     "BudgetExceeded",
     "Calibration",
     "CalibrationError",
+    "ClientStatement",
     "Compose",
     "DiscreteGaussian",
     "DistributedDiscreteGaussian",
@@ -131,6 +133,7 @@ __all__ = [
     "UnsupportedEvent",
     "VerifiedLedger",
     "calibrate",
+    "client_statement",
     "digest",
     "dump",
     "epsilon",

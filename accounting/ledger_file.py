@@ -66,6 +66,8 @@ def is_sqlite(path: Path) -> bool:
     Raises:
         LedgerUnavailable: if it cannot be read.
     """
+    if not path.is_file():
+        raise LedgerUnavailable(f"there is no ledger at {path}")
     try:
         with path.open("rb") as file:
             return file.read(16) == b"SQLite format 3\0"
