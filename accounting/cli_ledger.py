@@ -107,15 +107,15 @@ def verify(
     """Checks everything that can be checked from the file alone; with a head, also its age."""
     with _refusals(as_json):
         found = Ledger.verify(file, _head(expect_head), allow_torn=allow_torn)
-    if as_json:
-        _print_json({"ok": True, **_summary(found)})
-        return
-    typer.echo(f"{file}: {len(found.entries)} entries, unbroken")
-    if expect_head is None:
-        typer.echo("  not checked against a head: an old copy would look the same")
-    else:
-        typer.echo(f"  contains {expect_head}")
-    _print_summary(found)
+        if as_json:
+            _print_json({"ok": True, **_summary(found)})
+            return
+        typer.echo(f"{file}: {len(found.entries)} entries, unbroken")
+        if expect_head is None:
+            typer.echo("  not checked against a head: an old copy would look the same")
+        else:
+            typer.echo(f"  contains {expect_head}")
+        _print_summary(found)
 
 
 @ledger_app.command()
@@ -134,25 +134,13 @@ def show(
     """The declaration, where the budget stands, and the entries. The ledger is verified first."""
     with _refusals(as_json):
         found = Ledger.verify(file, _head(expect_head), allow_torn=allow_torn)
-    entries = found.entries[-last:] if last else found.entries
-    if as_json:
-        _print_json({"ok": True, **_summary(found), "log": [_entry(one) for one in entries]})
-        return
-    _print_header(found.header)
-    _print_summary(found)
-    table = Table(box=box.SIMPLE)
-    for heading in ("entry", "time (UTC)", "kind", "round", "RDP", "what"):
-        table.add_column(heading, overflow="fold")
-    for one in entries:
-        table.add_row(
-            str(one.sequence),
-            one.utc[:19].replace("T", " "),
-            one.kind.value,
-            "" if one.round is None else str(one.round),
-            f"{to_rdp(one.ticks):.6g}" if one.ticks else "",
-            _what(one),
-        )
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
+        entries = found.entries[-last:] if last else found.entries
+        if as_json:
+            _print_json({"ok": True, **_summary(found), "log": [_entry(one) for one in entries]})
+            return
+        _print_header(found.header)
+        _print_summary(found)
+        _print_entries(entries)
 
 
 @ledger_app.command()
@@ -238,10 +226,10 @@ def statement(
         if population is not None:
             other = Ledger.verify(population, _head(population_head))
         made = client_statement(own, other)
-    if as_json:
-        _print_json({"ok": True, **_statement(made)})
-        return
-    _print_statement(made)
+        if as_json:
+            _print_json({"ok": True, **_statement(made)})
+            return
+        _print_statement(made)
 
 
 def _statement(made: ClientStatement) -> dict[str, Any]:
@@ -370,6 +358,22 @@ def _print_summary(found: VerifiedLedger) -> None:
     if found.overspent:
         _warn("more was charged than declared, after an acknowledged loss")
     _warn_of_randomness(found.randomness)
+
+
+def _print_entries(entries: tuple[LedgerEntry, ...]) -> None:
+    table = Table(box=box.SIMPLE)
+    for heading in ("entry", "time (UTC)", "kind", "round", "RDP", "what"):
+        table.add_column(heading, overflow="fold")
+    for one in entries:
+        table.add_row(
+            str(one.sequence),
+            one.utc[:19].replace("T", " "),
+            one.kind.value,
+            "" if one.round is None else str(one.round),
+            f"{to_rdp(one.ticks):.6g}" if one.ticks else "",
+            _what(one),
+        )
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
 def _warn_of_randomness(randomness: Randomness) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,27 +54,53 @@ class VerifiedLedger:
 
     Attributes:
         path: the file.
-        header: the declaration.
         entries: all of them, the header first.
-        head: the last one; keep it somewhere else.
-        balance: where the budget stands.
-        epsilon: of everything charged so far at the declared delta, for a fixed plan.
-        randomness: ``injected`` if the header or any note says so: then no claim may be made.
-        open_tickets: reservations that were neither settled nor aborted.
-        lost: heads whose loss was acknowledged.
+        record: the state after the last of them; not to be changed.
         torn: what is missing from an export that was cut off; None if it is whole.
     """
 
     path: Path
-    header: LedgerHeader
     entries: tuple[LedgerEntry, ...]
-    head: Head
-    balance: Balance
-    epsilon: Bound
-    randomness: Randomness
-    open_tickets: tuple[Ticket, ...]
-    lost: frozenset[Head]
+    record: Record = field(repr=False, compare=False)
     torn: str | None = None
+
+    @property
+    def header(self) -> LedgerHeader:
+        """The declaration."""
+        return self.record.header
+
+    @property
+    def head(self) -> Head:
+        """The last entry; keep it somewhere else."""
+        return Head(sequence=self.entries[-1].sequence, hash=self.entries[-1].hash)
+
+    @property
+    def balance(self) -> Balance:
+        """Where the budget stands."""
+        return self.record.balance
+
+    @property
+    def epsilon(self) -> Bound:
+        """Of everything charged so far at the declared delta, for a fixed plan.
+
+        Computed when asked for: many different events take longer to add up than to check.
+        """
+        return self.record.epsilon()
+
+    @property
+    def randomness(self) -> Randomness:
+        """``injected`` if the header or any note says so: then no claim may be made."""
+        return self.record.randomness
+
+    @property
+    def open_tickets(self) -> tuple[Ticket, ...]:
+        """Reservations that were neither settled nor aborted, oldest first."""
+        return tuple(self.record.open.values())
+
+    @property
+    def lost(self) -> frozenset[Head]:
+        """Heads whose loss was acknowledged."""
+        return self.record.lost
 
     @property
     def charged(self) -> tuple[LedgerEntry, ...]:
@@ -143,20 +169,9 @@ def verified(
     path: Path, record: Record, entries: Sequence[LedgerEntry], *, torn: str | None = None
 ) -> VerifiedLedger:
     """The findings about a chain that was read to its end."""
-    if record.head is None:
+    if not entries:
         raise BrokenChain(f"{path} has no entries", entry=0)
-    return VerifiedLedger(
-        path=path,
-        header=record.header,
-        entries=tuple(entries),
-        head=record.head,
-        balance=record.balance,
-        epsilon=record.epsilon(),
-        randomness=record.randomness,
-        open_tickets=tuple(record.open.values()),
-        lost=record.lost,
-        torn=torn,
-    )
+    return VerifiedLedger(path=path, entries=tuple(entries), record=record, torn=torn)
 
 
 def rolled_back(path: Path, found: Head | None, expected: Head) -> LedgerRolledBack:

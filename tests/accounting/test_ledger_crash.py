@@ -191,7 +191,7 @@ def test_two_writers_killed_at_any_moment_leave_nothing_uncharged(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_two_writers_killed_five_hundred_times_leave_nothing_uncharged(
     header: LedgerHeader, tmp_path: Path
 ) -> None:
