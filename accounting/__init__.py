@@ -11,6 +11,18 @@ import accounting.derived  # noqa: F401  # registers its curves
 from accounting.accountant import Bound, BoundKind, Method, RDPAccountant, RDPCurve, epsilon
 from accounting.calibration import Calibration, Over, calibrate
 from accounting.closed_forms import rounded_sensitivity
+from accounting.entries import (
+    Balance,
+    EntryKind,
+    Evidence,
+    Head,
+    LedgerEntry,
+    LedgerHeader,
+    NoteSubject,
+    Randomness,
+    Ticket,
+    Unit,
+)
 from accounting.errors import (
     AccountingError,
     AdjacencyMismatch,
@@ -54,19 +66,11 @@ from accounting.events import (
     dump,
     parse,
 )
+from accounting.export import VerifiedLedger
+from accounting.filter import Filter, Odometer
 from accounting.intervals import Interval, interval
-from accounting.ledger import Balance, Ledger
-from accounting.record import (
-    EntryKind,
-    Evidence,
-    Head,
-    LedgerEntry,
-    LedgerHeader,
-    NoteSubject,
-    Randomness,
-    Ticket,
-    Unit,
-)
+from accounting.ledger import Ledger
+from accounting.statement import ClientStatement, client_statement
 
 __all__ = [
     "ZCDP",
@@ -82,12 +86,14 @@ __all__ = [
     "BudgetExceeded",
     "Calibration",
     "CalibrationError",
+    "ClientStatement",
     "Compose",
     "DiscreteGaussian",
     "DistributedDiscreteGaussian",
     "EntryKind",
     "Event",
     "Evidence",
+    "Filter",
     "FixedSize",
     "Gaussian",
     "Group",
@@ -107,6 +113,7 @@ __all__ = [
     "NoiseShares",
     "NonPrivate",
     "NoteSubject",
+    "Odometer",
     "OrderAtEdgeWarning",
     "Over",
     "OverReservation",
@@ -124,7 +131,9 @@ __all__ = [
     "Tree",
     "Unit",
     "UnsupportedEvent",
+    "VerifiedLedger",
     "calibrate",
+    "client_statement",
     "digest",
     "dump",
     "epsilon",

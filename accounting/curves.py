@@ -188,8 +188,8 @@ def rdp(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     slack = slack_delta(event)
     if slack > 0:
         raise UnsupportedEvent(
-            f"{event} fails with probability {slack:.3g}, which a Renyi curve or a ledger has no "
-            "place for: use accounting.epsilon, which takes it off the target delta",
+            f"{event} fails with probability {slack:.3g}, which a Renyi curve has no place for: "
+            "use accounting.epsilon, which takes it off the target delta",
             event=event,
         )
     return total_curve(event, orders, adjacency)

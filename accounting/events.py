@@ -444,7 +444,8 @@ class PureDP(Event):
 class ApproxDP(Event):
     """Any release that is proved (epsilon, delta)-differentially private.
 
-    Its delta is taken off the target delta; a ledger has no reserve for it and refuses it.
+    Its delta is taken off the target delta; a ledger refuses it unless a ``delta_reserve`` was
+    declared.
 
     Attributes:
         epsilon: > 0.

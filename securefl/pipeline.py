@@ -228,7 +228,7 @@ def private_round(
 
     # 10, second half: charge exactly the clients whose input left them, opened or not.
     with watch("ledger"):
-        _settle(participants, tickets, report, protocol=transport.protocol)
+        _settle(participants, tickets, report, protocol=transport.protocol, modulus=codec.modulus)
 
     outcome = RoundOutcome(
         status=RoundStatus.BELOW_THRESHOLD,
@@ -318,6 +318,7 @@ def _settle(
     report: TransportReport,
     *,
     protocol: str,
+    modulus: int,
 ) -> None:
     aggregate = report.aggregate
     for client, ticket in tickets.items():
@@ -336,6 +337,7 @@ def _settle(
                 colluding_assumed=len(aggregate.survivors),
                 protocol=protocol,
                 transcript=aggregate.transcript_digest.hex(),
+                modulus=modulus,
             )
             budget.released(ticket, evidence)
 

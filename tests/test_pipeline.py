@@ -179,6 +179,16 @@ def test_a_lost_round_charges_whoever_had_sent_and_moves_nothing(
         assert world.charged() == [0] * CLIENTS
 
 
+def test_the_evidence_says_what_the_aggregation_really_did(world: Round) -> None:
+    world.run(plan(masked_input_collection=(5,)))
+    (entry,) = [e for e in world.ledger(0).entries() if e.kind is accounting.EntryKind.SETTLE]
+    assert entry.evidence is not None
+    assert (entry.evidence.planned, entry.evidence.survivors) == (CLIENTS, CLIENTS - 1)
+    assert entry.evidence.modulus == 2**32
+    assert entry.evidence.protocol == ProtocolTransport(plan=plan()).protocol
+    assert entry.evidence.transcript != "0" * 64
+
+
 def test_a_client_without_budget_refuses_and_the_others_go_on(world: Round) -> None:
     ledger = world.ledger(4)
     for attempt in range(2):

@@ -348,28 +348,19 @@ class Engine:
             order=self.plan.order,
             plan=self.plan.planned,
         )
-        if path.exists():
-            head = state.ledger_heads.get(str(client))
-            ledger = accounting.Ledger.open(
-                path, expect_head=None if head is None else accounting.Head.parse(head)
+        head = state.ledger_heads.get(str(client))
+        try:
+            budget = ClientBudget.open(
+                path,
+                header=header,
+                client=client,
+                event=self.plan.round_event,
+                expect_head=None if head is None else accounting.Head.parse(head),
             )
-            stack.callback(ledger.close)
-            if ledger.header != header:
-                raise CheckpointError(
-                    f"{path} is the ledger of another plan or client ({ledger.header}); "
-                    f"this run needs {header}"
-                )
-            ledger.recover()
-        elif str(client) in state.ledger_heads:
-            raise accounting.LedgerRolledBack(
-                f"{path} is gone, but the checkpoint says that it was at "
-                f"{state.ledger_heads[str(client)]}: restore the ledger; what it recorded was spent"
-            )
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ledger = accounting.Ledger.create(path, header)
-            stack.callback(ledger.close)
-        return ClientBudget(ledger=ledger, client=client, event=self.plan.round_event)
+        except ConfigurationError as error:
+            raise CheckpointError(str(error)) from error
+        stack.callback(budget.close)
+        return budget
 
     def _codec_spec(self) -> CodecSpec:
         encoding, training = self.config.encoding, self.config.training

@@ -93,7 +93,8 @@ def test_the_ledger_page_works_on_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "unit: record" in printed[0]
     assert str(head) in printed[0]
     assert printed[1] == "1 ledgers contain the head that the run reported\n"
-    assert [line.split()[1] for line in printed[2].splitlines()] == ["header", "reserve"]
+    assert printed[2].startswith(str(head))
+    assert [line.split()[1] for line in printed[3].splitlines()] == ["header", "reserve"]
 
 
 def test_the_example_configuration_is_valid() -> None:
