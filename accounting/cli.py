@@ -1,4 +1,4 @@
-"""``python -m accounting``: epsilon, calibrate, compare, curve; ``--json`` for programs.
+"""``python -m accounting``: epsilon, calibrate, compare, curve, audit-mechanism; ``--json``.
 
 Events come as JSON (``--event``, or ``--event @FILE``). Epsilons are printed rounded up; JSON has
 all digits. Exit codes: 0 done; 1 the accountants disagree (``compare``); 2 usage, an impossible
@@ -35,6 +35,7 @@ from accounting import (
     epsilon,
     parse,
 )
+from accounting.cli_empirical import audit_mechanism
 from accounting.compare import Opinion, disagreements, opinions
 
 __all__ = ["app", "main"]
@@ -275,6 +276,9 @@ def compare(
 def _opinion(one: Opinion) -> dict[str, Any]:
     value = None if one.epsilon is None else _number(one.epsilon)
     return {"name": one.name, "epsilon": value, "kind": one.kind.value, "remark": one.remark}
+
+
+app.command(name="audit-mechanism")(_errors()(audit_mechanism))
 
 
 def main() -> None:
