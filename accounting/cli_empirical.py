@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from accounting.empirical import (
     audit,
     from_aggregator,
 )
+from accounting.empirical.bounds import shown_down
 from accounting.errors import AccountingError, InvalidParameter
 from accounting.events import Adjacency
 
@@ -103,7 +103,7 @@ def audit_mechanism(
         )
     except AccountingError:
         raise
-    except Exception as error:  # whatever somebody else's function raises
+    except (Exception, SystemExit) as error:  # of somebody else; its exit code is no verdict
         raise InvalidParameter(f"{target} failed: {type(error).__name__}: {error}") from error
     if as_json:
         typer.echo(json.dumps(_fields(target, found), allow_nan=False))
@@ -124,7 +124,7 @@ def _load(target: str) -> Callable[..., Any]:
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-    except Exception as error:  # somebody else's module runs here
+    except (Exception, SystemExit) as error:  # somebody else's module runs here
         raise InvalidParameter(
             f"{target} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -134,25 +134,18 @@ def _load(target: str) -> Callable[..., Any]:
     return loaded
 
 
-def _down(value: float) -> str:
-    """Four digits, rounded down, so that no lower bound is shown larger than it is."""
-    if value == 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return f"{math.floor(value / step + 1e-9) * step:.4g}"
-
-
 def _print(found: MechanismAudit) -> None:
     typer.echo(str(found))
     typer.echo(f"{'canary':>12}  {'score':<10}  {'any noise':>9}  {'gaussian':>9}  missed  raised")
     for one in found.canaries:
-        gaussian = "-" if one.gaussian is None else _down(one.gaussian)
+        plain = shown_down(one.clopper_pearson)
+        gaussian = "-" if one.gaussian is None else shown_down(one.gaussian)
         typer.echo(
-            f"{one.canary:>12}  {one.score:<10}  {_down(one.clopper_pearson):>9}  {gaussian:>9}  "
+            f"{one.canary:>12}  {one.score:<10}  {plain:>9}  {gaussian:>9}  "
             f"{one.counts.false_negatives / one.counts.trials_in:6.1%}  "
             f"{one.counts.false_positives / one.counts.trials_out:6.1%}"
         )
-    typer.echo(f"  these runs could have shown at most {_down(found.ceiling)}")
+    typer.echo(f"  these runs could have shown at most {shown_down(found.ceiling)}")
     if found.seed is not None:
         typer.echo(f"  seed {found.seed}: whoever could choose it can choose the answer")
 

@@ -18,6 +18,7 @@ refutes correct mechanisms.
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "epsilon_from_rates",
     "gaussian_mu",
     "mu_from_rates",
+    "shown_down",
     "upper_limit",
 ]
 
@@ -145,6 +147,14 @@ def epsilon_from_rates(fn: ArrayLike, fp: ArrayLike, delta: float) -> Floats:
 def mu_from_rates(fn: ArrayLike, fp: ArrayLike) -> Floats:
     """Phi^-1(1-fp) - Phi^-1(fn); negative where nothing is shown."""
     return np.asarray(-ndtri(fp) - ndtri(fn), dtype=np.float64)
+
+
+def shown_down(value: float) -> str:
+    """Four digits, rounded down, so that no lower bound is shown larger than it is."""
+    if value == 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.floor(value / step) * step:.4g}"
 
 
 def clopper_pearson(

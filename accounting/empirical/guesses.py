@@ -17,6 +17,7 @@ aggregate or the model. This module trains nothing and knows no mechanism.
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
 
 from accounting.accountant import checked_epsilon
-from accounting.empirical.bounds import checked_alpha, checked_count, checked_failure
+from accounting.empirical.bounds import checked_count, checked_failure
 from accounting.errors import InvalidParameter
 
 __all__ = ["Guesses", "canary_coins", "guess_members", "guess_p_value", "one_run"]
@@ -135,6 +136,16 @@ def _tails(r: int, q: float) -> NDArray[np.float64]:
     return np.concatenate(([1.0], betainc(j, r - j + 1, q)))
 
 
+def _error_of(confidence: object) -> float:
+    if isinstance(confidence, bool) or not isinstance(confidence, numbers.Real):
+        raise InvalidParameter(f"confidence must be a number, found {type(confidence).__name__}")
+    if not 0.5 < float(confidence) < 1:
+        raise InvalidParameter(
+            f"confidence must be strictly between 1/2 and 1, found {confidence!r}"
+        )
+    return 1 - float(confidence)
+
+
 def one_run(
     guesses: Guesses, delta: float, *, confidence: float = 0.95, settings: int = 1
 ) -> float:
@@ -154,7 +165,7 @@ def one_run(
     >>> round(one_run(Guesses(canaries=1000, guessed=100, correct=90), 1e-5), 3)
     1.626
     """
-    error = checked_alpha(1 - confidence) / checked_count("settings", settings, 1)
+    error = _error_of(confidence) / checked_count("settings", settings, 1)
     # p rises with eps, provably where 2 m delta <= 1; the end of its first stretch is taken.
     low, high = 0.0, 0.0
     while guess_p_value(guesses, high, delta) <= error:

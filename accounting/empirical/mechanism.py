@@ -35,10 +35,11 @@ from accounting.empirical.bounds import (
     epsilon_from_rates,
     gaussian_mu,
     mu_from_rates,
+    shown_down,
     upper_limit,
 )
 from accounting.empirical.canaries import Canary, default_canaries
-from accounting.empirical.scores import NoiseShape, Objective, best_attack
+from accounting.empirical.scores import NoiseShape, best_attack
 from accounting.errors import InvalidParameter
 from accounting.events import Adjacency
 
@@ -188,21 +189,21 @@ class MechanismAudit:
             f"epsilon {self.claim.epsilon:g} at delta {self.claim.delta:g} ({self.claim.adjacency})"
         )
         how = "of Gaussian noise, " if self.claim.noise is Noise.GAUSSIAN else ""
-        top = self.strongest
+        top, bound = self.strongest, shown_down(self.bound)
         shown = f"{how}{1 - self.alpha:.3g} confidence, {self.runs} runs"
         if self.verdict is Verdict.REFUTED:
             return (
-                f"REFUTED: the claim {claim} is false; epsilon is at least {self.bound:.3g} "
+                f"REFUTED: the claim {claim} is false; epsilon is at least {bound} "
                 f"({shown}; canary {top.canary}, score {top.score})"
             )
         if self.verdict is Verdict.NOT_REFUTED:
             return (
                 f"NOT_REFUTED: nothing against {claim} was found; epsilon is at least "
-                f"{self.bound:.3g} ({shown}). An audit can only refute"
+                f"{bound} ({shown}). An audit can only refute"
             )
         return (
-            f"INCONCLUSIVE: the claim {claim} is not below {self.ceiling:.3g}, the most that these "
-            f"runs could show ({shown}): use more trials or audit fewer rounds"
+            f"INCONCLUSIVE: the claim {claim} is not below {shown_down(self.ceiling)}, the most "
+            f"that these runs could show ({shown}): use more trials or audit fewer rounds"
         )
 
 
@@ -271,49 +272,20 @@ def audit(
     order, noise = np.random.default_rng(entropy).spawn(2)
     released = _run(mechanism, plan.inputs, side, order, noise)
 
-    # First quarter: fit. Second: tune. The rest is counted, and nothing before has seen it.
-    quarter = side // 4
-    shape_of_noise = NoiseShape([one[:quarter] for one in released])
-    objective = _objective(claim, alpha, len(chosen))
-    results = []
-    for canary, (inside, outside) in zip(chosen, plan.pairs, strict=True):
-        on, off = released[inside], released[outside]
-        attack = best_attack(
-            canary.update,
-            (on[:quarter], off[:quarter]),
-            (on[quarter : 2 * quarter], off[quarter : 2 * quarter]),
-            shape_of_noise,
-            objective,
-        )
-        counts = ErrorCounts(
-            false_negatives=int(np.count_nonzero(~attack.guesses(on[2 * quarter :]))),
-            trials_in=side - 2 * quarter,
-            false_positives=int(np.count_nonzero(attack.guesses(off[2 * quarter :]))),
-            trials_out=side - 2 * quarter,
-        )
-        bounds = claim.bounds(counts, alpha=alpha, canaries=len(chosen))
-        results.append(
-            CanaryResult(
-                canary=canary.name,
-                score=attack.name,
-                counts=counts,
-                clopper_pearson=bounds[Noise.ANY],
-                gaussian=bounds.get(Noise.GAUSSIAN),
-                bound=claim.refuting(bounds),
-            )
-        )
-    counted = side - 2 * quarter
-    flawless = ErrorCounts(
-        false_negatives=0, trials_in=counted, false_positives=0, trials_out=counted
+    noise_shape = NoiseShape([one[: side // 4] for one in released])
+    judge = _Judge(claim, alpha, len(chosen))
+    results = tuple(
+        judge.result(canary, released[inside], released[outside], noise_shape)
+        for canary, (inside, outside) in zip(chosen, plan.pairs, strict=True)
     )
-    ceiling = claim.refuting(claim.bounds(flawless, alpha=alpha, canaries=len(chosen)))
+    ceiling = judge.ceiling(side)
     bound = max(one.bound for one in results)
     return MechanismAudit(
         verdict=_verdict(claim.epsilon, bound, ceiling),
         claim=claim,
         bound=bound,
         ceiling=ceiling,
-        canaries=tuple(results),
+        canaries=results,
         trials=2 * side,
         runs=runs,
         alpha=float(alpha),
@@ -327,19 +299,62 @@ def _verdict(claimed: float, bound: float, ceiling: float) -> Verdict:
     return Verdict.INCONCLUSIVE if ceiling <= claimed else Verdict.NOT_REFUTED
 
 
-def _objective(claim: Claim, alpha: float, canaries: int) -> Objective:
-    """The bound as a function of the errors, not cut at 0, so that thresholds can be compared."""
-    tail = alpha / (2 * canaries)
+class _Judge:
+    """From the releases of one canary to its bounds, by one claim and one correction for k."""
 
-    def objective(
-        missed: NDArray[np.int64], inside: int, raised: NDArray[np.int64], outside: int
+    def __init__(self, claim: Claim, alpha: float, canaries: int) -> None:
+        self._claim, self._alpha, self._canaries = claim, alpha, canaries
+
+    def result(
+        self, canary: Canary, inside: Floats, outside: Floats, noise: NoiseShape
+    ) -> CanaryResult:
+        """First quarter: fit. Second: tune. The rest is counted, and nothing before has seen it."""
+        quarter = len(inside) // 4
+        first, second, rest = slice(quarter), slice(quarter, 2 * quarter), slice(2 * quarter, None)
+        attack = best_attack(
+            canary.update,
+            (inside[first], outside[first]),
+            (inside[second], outside[second]),
+            noise,
+            self._objective,
+        )
+        missed, raised = ~attack.guesses(inside[rest]), attack.guesses(outside[rest])
+        counts = ErrorCounts(
+            false_negatives=int(np.count_nonzero(missed)),
+            trials_in=len(missed),
+            false_positives=int(np.count_nonzero(raised)),
+            trials_out=len(raised),
+        )
+        bounds = self._bounds(counts)
+        return CanaryResult(
+            canary=canary.name,
+            score=attack.name,
+            counts=counts,
+            clopper_pearson=bounds[Noise.ANY],
+            gaussian=bounds.get(Noise.GAUSSIAN),
+            bound=self._claim.refuting(bounds),
+        )
+
+    def ceiling(self, side: int) -> float:
+        """The bound if no counted run of ``side`` in each world were guessed wrongly."""
+        counted = side - 2 * (side // 4)
+        flawless = ErrorCounts(
+            false_negatives=0, trials_in=counted, false_positives=0, trials_out=counted
+        )
+        return self._claim.refuting(self._bounds(flawless))
+
+    def _bounds(self, counts: ErrorCounts) -> dict[Noise, float]:
+        return self._claim.bounds(counts, alpha=self._alpha, canaries=self._canaries)
+
+    def _objective(
+        self, missed: NDArray[np.int64], inside: int, raised: NDArray[np.int64], outside: int
     ) -> Floats:
+        """The bound by the errors, not cut at 0, so that thresholds can be compared."""
+        tail = self._alpha / (2 * self._canaries)
         fn, fp = upper_limit(missed, inside, tail), upper_limit(raised, outside, tail)
-        if claim.noise is Noise.GAUSSIAN:
+        if self._claim.noise is Noise.GAUSSIAN:
             return mu_from_rates(fn, fp)
-        return epsilon_from_rates(fn, fp, claim.delta)
-
-    return objective
+        return epsilon_from_rates(fn, fp, self._claim.delta)
 
 
 def _canaries(
@@ -422,4 +437,6 @@ def _run(
         raise InvalidParameter(
             "the mechanism released NaN or infinity: a release that is no number cannot be scored"
         )
-    return released
+    # By a power of two, hence exactly: squares of what follows neither overflow nor vanish.
+    _, exponent = np.frexp(max(float(np.abs(one).max()) for one in released))
+    return [np.ldexp(one, -exponent) for one in released]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from accounting import InvalidParameter
 from accounting.accountant import gaussian_epsilon
 from accounting.empirical import ErrorCounts, clopper_pearson, gaussian_mu
-from accounting.empirical.bounds import upper_limit
+from accounting.empirical.bounds import shown_down, upper_limit
 
 PHI = NormalDist()
 
@@ -178,3 +178,9 @@ def test_impossible_deltas_are_refused(delta: float) -> None:
 def test_impossible_alphas_are_refused(alpha: float) -> None:
     with pytest.raises(InvalidParameter, match="alpha"):
         gaussian_mu(errors(1, 1, 10), alpha=alpha)
+
+
+@given(st.floats(1e-6, 1e4))
+def test_a_lower_bound_is_never_shown_larger_than_it_is(value: float) -> None:
+    assert value * (1 - 2e-3) <= float(shown_down(value)) <= value * (1 + 1e-12)
+    assert shown_down(0.0) == "0"

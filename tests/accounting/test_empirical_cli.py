@@ -38,6 +38,10 @@ def fails(updates):
     raise RuntimeError("no quorum")
 
 
+def leaves(updates):
+    raise SystemExit(0)
+
+
 class Service:
     @staticmethod
     def total(updates):
@@ -57,6 +61,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     """Runs the command on the functions above, checks its exit code, gives what it printed."""
     (tmp_path / "audited_functions.py").write_text(SOURCE)
     (tmp_path / "audited_broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "audited_leaving.py").write_text("import sys\nsys.exit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -123,6 +128,8 @@ def test_a_printed_bound_is_rounded_down(run: Run) -> None:
         ("nowhere_to_be_found:f", CLAIM, "cannot be imported"),
         ("audited_broken:f", CLAIM, "cannot be imported: ModuleNotFoundError"),
         ("fails", CLAIM, "failed: RuntimeError: no quorum"),
+        ("leaves", CLAIM, "failed: SystemExit: 0"),
+        ("audited_leaving:f", CLAIM, "cannot be imported: SystemExit: 0"),
         ("right", (*CLAIM, "--form", "sum"), "form must be one of aggregator, mechanism"),
         ("right", (*CLAIM, "--noise", "white"), "noise must be one of gaussian, any"),
         ("right", (*CLAIM, "--adjacency", "near"), "adjacency must be one of"),

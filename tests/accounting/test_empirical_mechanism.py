@@ -470,6 +470,20 @@ def test_a_mechanism_may_change_its_arguments() -> None:
     assert kept == plain
 
 
+@pytest.mark.parametrize("exponent", [-900, 900])
+def test_the_unit_of_the_release_does_not_matter(exponent: int) -> None:
+    def scaled(updates: Floats, rng: Rng) -> Floats:
+        return np.ldexp(correct(updates, rng), exponent)
+
+    plain = audit(correct, TWO_ROUNDS, n_trials=2000, rounds=2, seed=5)
+    assert audit(scaled, TWO_ROUNDS, n_trials=2000, rounds=2, seed=5) == plain
+
+
+def test_a_release_that_never_changes_shows_nothing() -> None:
+    found = audit(lambda updates, _rng: 0 * updates.sum(1), TWO_ROUNDS, n_trials=400)
+    assert (found.verdict, found.bound) == (Verdict.NOT_REFUTED, 0.0)
+
+
 def test_a_refusal_of_large_updates_comes_through_and_excess_1_avoids_it() -> None:
     def strict(updates: list[Floats]) -> Floats:
         if max(np.linalg.norm(one) for one in updates) > 1 + 1e-9:

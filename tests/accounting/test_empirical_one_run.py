@@ -163,3 +163,9 @@ def test_coins_are_the_operating_systems_bits(monkeypatch: pytest.MonkeyPatch) -
 def test_coins_are_fair() -> None:
     heads = int(canary_coins(100_000).sum())
     assert abs(heads - 50_000) < 6 * math.sqrt(25_000)  # false alarm: 2e-9
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, 0.0, math.nan, True, "0.95"])
+def test_impossible_confidences_are_refused(confidence: float) -> None:
+    with pytest.raises(InvalidParameter, match="confidence must be"):
+        one_run(Guesses(canaries=10, guessed=10, correct=9), 0.0, confidence=confidence)
