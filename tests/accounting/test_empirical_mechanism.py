@@ -157,6 +157,10 @@ def released_in_another_order(updates: Floats, rng: Rng) -> Floats:
     return clip_twice_as_wide(updates, rng)[:, order]
 
 
+def released_with_the_sign_turned(updates: Floats, rng: Rng) -> Floats:
+    return -weight_after_clipping(updates, rng)
+
+
 Function = Callable[[Floats, Rng], Floats]
 WEAK = 16000  # trials per canary for defects that cost less than a factor of 1.5
 
@@ -182,6 +186,7 @@ BROKEN: dict[Function, int] = {
     last_client_not_clipped: 4000,
     noise_coarser_than_the_values: 4000,
     released_in_another_order: 8000,
+    released_with_the_sign_turned: 8000,
 }
 
 
@@ -231,10 +236,15 @@ class Table:
         cumulative = np.cumsum(weights) / weights.sum()
         self._cuts = np.minimum(cumulative[:-1] * 2.0**64, 2.0**64 - 2**11).astype(np.uint64)
         self._values = values
+        self._ready, self._used = np.empty(0, dtype=np.int64), 0
 
     def draw(self, count: int) -> NDArray[np.int64]:
-        words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
-        return self._values[np.searchsorted(self._cuts, words, side="right")]
+        if self._used + count > len(self._ready):
+            words = np.frombuffer(os.urandom(8 << 16), dtype=np.uint64)
+            self._ready = self._values[np.searchsorted(self._cuts, words, side="right")]
+            self._used = 0
+        self._used += count
+        return self._ready[self._used - count : self._used]
 
 
 SCALE, SIGMA, MODULUS = 16.0, 64.0, 1 << 20
