@@ -8,6 +8,7 @@ clipping or compression alone earn none.
 """
 
 import accounting.derived  # noqa: F401  # registers its curves
+from accounting import empirical
 from accounting.accountant import Bound, BoundKind, Method, RDPAccountant, RDPCurve, epsilon
 from accounting.calibration import Calibration, Over, calibrate
 from accounting.closed_forms import rounded_sensitivity
@@ -136,6 +137,7 @@ __all__ = [
     "client_statement",
     "digest",
     "dump",
+    "empirical",
     "epsilon",
     "interval",
     "parse",

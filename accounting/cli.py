@@ -1,4 +1,4 @@
-"""``python -m accounting``: epsilon, calibrate, compare, curve, ledger, statement; ``--json``.
+"""``python -m accounting``: costs, ledgers, statements, audits; ``--json`` beside every output.
 
 Events come as JSON (``--event``, or ``--event @FILE``). Epsilons are printed rounded up; JSON has
 all digits. Exit codes: 0 done; 1 the accountants disagree (``compare``); 2 usage, an impossible
@@ -33,6 +33,7 @@ from accounting import (
     epsilon,
     parse,
 )
+from accounting.cli_empirical import audit_mechanism
 from accounting.cli_ledger import ledger_app, statement
 from accounting.cli_text import number as _number
 from accounting.cli_text import plain_warnings
@@ -262,6 +263,7 @@ def _opinion(one: Opinion) -> dict[str, Any]:
 
 app.add_typer(ledger_app, name="ledger")
 app.command(name="statement")(statement)
+app.command(name="audit-mechanism")(_errors()(audit_mechanism))
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ import re
 import tomllib
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -23,6 +25,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="click|typer")
     from typer.main import get_command
 
+    from accounting import cli as accounting_cli
     from securefl import cli
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +233,31 @@ def test_every_test_that_a_claim_names_exists() -> None:
         assert names, claim
         for name in names:
             assert name in defined, (claim, name)
+
+
+def test_the_audit_page_finds_what_it_says() -> None:
+    function, mechanism, one_run = blocks(DOCS / "how-to" / "audit-a-mechanism.md", "python")
+    names: dict[str, Any] = {}
+    run(function, names=names)
+    names["rng"] = np.random.default_rng(1)  # or a true claim is refuted once in a thousand tests
+    claim = accounting.empirical.Claim(epsilon=1.0, delta=1e-5, adjacency="zero-out")
+    for name, verdict in (("noisy_sum", "NOT_REFUTED"), ("forgot_to_clip", "REFUTED")):
+        audited = accounting.empirical.from_aggregator(names[name])
+        found = accounting.empirical.audit(audited, claim, n_trials=2000, seed=1)
+        assert found.verdict.value == verdict
+    (said,) = re.findall(r"print\(found.verdict\)  # (.*)$", mechanism, re.MULTILINE)
+    assert run(mechanism.replace("rounds=2)", "rounds=2, seed=1)")).strip() == said == "NOT_REFUTED"
+    assert 0 <= float(run(one_run)) < 4.38
+
+
+def test_the_accounting_page_lists_every_option_of_the_audit() -> None:
+    page = (DOCS / "reference" / "accounting-cli.md").read_text("utf-8")
+    (section,) = re.findall(r"^## audit-mechanism$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    command = get_command(accounting_cli.app).commands["audit-mechanism"]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option != "--help" and option.startswith("--"):
+                assert re.search(rf"{option}\b", section), option
+                if parameter.default not in {None, False} and f"[{option} " in section:
+                    stated = re.findall(rf"\[{option} ([^\]|]+)", section)
+                    assert stated == [str(parameter.default)], option
