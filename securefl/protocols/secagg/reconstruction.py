@@ -330,10 +330,9 @@ class _Opening:
         table = self.table
         aside = np.isin(table.edges.holder, sorted(self.named))
         rest = table.present & ~aside
-        spare = table.counts(rest) > self.t  # t shares agree with each other whatever they are
         secrets: dict[int, bytes] = {}
         for dealer, words, consistent in self._examine(_positions(suspects), rest):
-            secret = self._verified(dealer, words) if consistent and spare[dealer] else None
+            secret = self._verified(dealer, words) if consistent else None
             if secret is not None:
                 secrets[dealer] = secret
         wrong: dict[int, list[int]] = {dealer: [] for dealer in secrets}

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -46,15 +44,12 @@ from securefl.protocols.machine import (
     Outbox,
     PhaseClosed,
     Reason,
-    ShareMismatch,
 )
 from securefl.protocols.secagg.graph import Edges, NeighbourGraph, graph_of, peel
 from securefl.protocols.secagg.keys import KeySchedule
 from securefl.protocols.secagg.masks import sign
 from securefl.protocols.secagg.messages import (
-    B_WORDS,
     CIPHERTEXT_BYTES,
-    S_WORDS,
     Abort,
     AdvertiseKeys,
     EncryptedShares,
@@ -71,7 +66,6 @@ from securefl.protocols.secagg.messages import (
     message_type,
 )
 from securefl.protocols.secagg.params import SIGMA, check_config, guaranteed_honest
-from securefl.protocols.secagg.reconstruction import ShareTable, open_secrets
 from securefl.protocols.secagg.recovery import MaskJob, agreement_key_matches, sum_masks
 from securefl.protocols.secagg.transitions import (
     SERVER_PHASES,
@@ -80,6 +74,7 @@ from securefl.protocols.secagg.transitions import (
     next_server_phase,
     server_row,
 )
+from securefl.protocols.secagg.unmasking import Opening, Unmasking
 from securefl.round import (
     SERVER,
     Adversary,
@@ -114,40 +109,6 @@ class _Refused(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.name)
         self.reason = reason
-
-
-def _check_of(
-    dealers: Sequence[ClientId],
-    matches: Callable[[ClientId, bytes], bool],
-    place: int,
-    secret: bytes,
-) -> bool:
-    """Whether the secret of the dealer at this position matches what it published."""
-    return matches(dealers[place], secret)
-
-
-def _pairs(mismatches: Iterable[ShareMismatch]) -> tuple[tuple[ClientId, ClientId], ...]:
-    """All (dealer, holder) pairs whose share is known to be wrong."""
-    return tuple(sorted((m.dealer, h) for m in mismatches if m.located for h in m.holders))
-
-
-@dataclass(slots=True, repr=False)
-class _Unmasking:
-    """Shares as they come in.
-
-    Attributes:
-        U3: ids of the survivors, and their positions among the dealers of b and all holders.
-        dropped: U2 \\ U3, the dealers of s.
-        b, s: the shares.
-        needed: bool[dealers] for b and for s: all survivors, and those dropped clients that a
-            survivor shared a mask with.
-    """
-
-    U3: dict[ClientId, int]
-    dropped: tuple[ClientId, ...]
-    b: ShareTable
-    s: ShareTable
-    needed: tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 class SecAggServer:
@@ -207,7 +168,7 @@ class SecAggServer:
         self._ciphertexts: NDArray[np.uint8] | None = None
         self._survivor_bitmap = b""
         self._total: Words | None = None
-        self._unmasking: _Unmasking | None = None
+        self._unmasking: Unmasking | None = None
         self._result: AggregateSum | None = None
 
     # -- what a driver may ask ------------------------------------------------------------------
@@ -432,19 +393,10 @@ class SecAggServer:
 
     def _on_unmask_shares(self, u: ClientId, body: Buffer) -> None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table = self._unmasking
         Q = self._graph.peers(u, self._U[1])
-        alive = np.array([v in table.U3 for v in Q], dtype=np.bool_)
+        alive = np.array([v in self._unmasking.U3 for v in Q], dtype=np.bool_)
         message = UnmaskShares.decode(body, alive=alive, own=self._own)
-        row = table.U3[u]
-        b_rows = table.b.edges.of_holder(row)
-        if message.own is not None:
-            is_own = table.b.edges.dealer[b_rows] == row
-            table.b.put(b_rows[is_own], message.own.reshape(1, -1))
-            b_rows = b_rows[~is_own]
-        table.b.put(b_rows[message.readable[alive]], message.b_shares)
-        s_rows = table.s.edges.of_holder(row)
-        table.s.put(s_rows[message.readable[~alive]], message.s_shares)
+        self._unmasking.put(u, message, alive)
 
     def _on_abort(self, u: ClientId, body: Buffer, digest: bytes) -> list[Outbound | Event]:
         """A client leaves. What it sent so far stays: an input that was added is in the sum."""
@@ -541,9 +493,7 @@ class SecAggServer:
 
     def _missing_shares(self, members: set[ClientId]) -> BelowThreshold | None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table = self._unmasking
-        counts = [table.b.fewest(table.needed[0]), table.s.fewest(table.needed[1])]
-        fewest = min(c for c in counts if c is not None)
+        fewest = self._unmasking.fewest()
         if fewest >= self._config.t:
             return None
         return self._too_few(len(members), fewest, "readable shares")
@@ -622,8 +572,9 @@ class SecAggServer:
             notice = SurvivorNotice(
                 alive=np.array([u in there for u in self._config.cohort], dtype=np.bool_)
             )
-            self._survivor_bitmap = body = notice.encode()
-            return self._each(MessageType.SURVIVOR_NOTICE, self._session, U3, lambda _: body)
+            self._survivor_bitmap = notice.encode()
+            frame = self._frame(MessageType.SURVIVOR_NOTICE, self._survivor_bitmap, self._session)
+            return Outbox((), U3, lambda _: frame)
         alive = np.array([u in there for u in self._U[0]], dtype=np.bool_)
 
         def body_of(u: ClientId) -> bytes:
@@ -632,19 +583,9 @@ class SecAggServer:
 
         return self._each(MessageType.UNMASK_REQUEST, self._session, U3, body_of)
 
-    def _tables(self, U3: tuple[ClientId, ...]) -> _Unmasking:
+    def _tables(self, U3: tuple[ClientId, ...]) -> Unmasking:
         """Room for all shares that the survivors will be asked for."""
-        there = set(U3)
-        dropped = tuple(u for u in self._U[1] if u not in there)
-        b = Edges(self._graph, U3, U3, own=self._own)
-        s = Edges(self._graph, dropped, U3)
-        return _Unmasking(
-            U3={u: i for i, u in enumerate(U3)},
-            dropped=dropped,
-            b=ShareTable(b, words=B_WORDS, secret_bytes=16),
-            s=ShareTable(s, words=S_WORDS, secret_bytes=32),
-            needed=(np.ones(len(U3), dtype=np.bool_), s.counts > 0),
-        )
+        return Unmasking(self._graph, self._U[1], U3, own=self._own)
 
     def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> Outbox:
         assert self._session is not None  # noqa: S101  # on U1
@@ -666,9 +607,9 @@ class SecAggServer:
     def _close_unmasking(self, U5: tuple[ClientId, ...]) -> Outbox:
         """Section by section: reconstruct, verify, expand, subtract."""
         assert self._total is not None  # noqa: S101  # U3 is not empty
-        seeds, mask_keys, mismatches = self._recover()
+        opened = self._recover()
         masks = sum_masks(
-            self._mask_jobs(seeds, mask_keys),
+            self._mask_jobs(opened.seeds, opened.mask_keys),
             self._config.m,
             ring_dtype(self._config.modulus),
             self._executor,
@@ -680,14 +621,14 @@ class SecAggServer:
             vector=RingVector(self._total, self._config.modulus),
             survivors=U3,
             min_honest=guaranteed_honest(self._config, len(U3), sigma=self._sigma),
-            mismatched_pairs=_pairs(mismatches),
+            mismatched_pairs=opened.pairs,
             verified=True,
             transcript_digest=self._transcript_digest(),
         )
         self._wipe()
-        return Outbox([*mismatches, AggregateReady(aggregate=self._result)])
+        return Outbox([*opened.mismatches, AggregateReady(aggregate=self._result)])
 
-    def _recover(self) -> tuple[dict[ClientId, bytes], dict[ClientId, bytes], list[ShareMismatch]]:
+    def _recover(self) -> Opening:
         """b_u of every survivor and s_sk of every dropout, each checked; shares that did not fit.
 
         Raises:
@@ -696,45 +637,19 @@ class SecAggServer:
                 nobody is named as culprit.
         """
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table, U3 = self._unmasking, self._U[2]
-        first = np.searchsorted(np.array(self._config.cohort.ids), np.array(U3))
-        points = 1 + first.astype(np.uint64)
-        found: list[dict[ClientId, bytes]] = []
-        mismatches: list[ShareMismatch] = []
-        failed: list[tuple[ClientId, ClientId]] = []
-        suspected: set[int] = set()
-        for shares, dealers, needed, matches in (
-            (table.b, U3, table.needed[0], self._seed_matches),
-            (table.s, table.dropped, table.needed[1], self._mask_key_matches),
-        ):
-            opened = open_secrets(
-                shares,
-                needed,
-                points=points,
-                t=self._config.t,
-                check=partial(_check_of, dealers, matches),
-                suspected=suspected,
-            )
-            found.append({dealers[place]: secret for place, secret in opened.secrets.items()})
-            blamed = [(place, True, who) for place, who in opened.wrong.items()]
-            blamed += [(place, False, shares.holders(place)) for place in opened.unclear]
-            for place, located, who in sorted(blamed):
-                holders = tuple(U3[i] for i in who)
-                event = ShareMismatch(dealer=dealers[place], holders=holders, located=located)
-                mismatches.append(event)
-                suspected.update(who if located else ())
-            failed += [(dealers[d], U3[i]) for d in opened.failed for i in shares.holders(d)]
-        if failed:
+        opened = self._unmasking.open(self._config, self._seed_matches, self._mask_key_matches)
+        if opened.failed:
             outbound = self._abort(Reason.INVALID_SHARE)
+            dealers = sorted({dealer for dealer, _ in opened.failed})
             raise InvalidShare(
-                f"the secrets of clients {sorted({d for d, _ in failed})[:10]} do not match what "
-                "they published, and too many shares are wrong to correct them: the dealers or "
-                "their share holders gave wrong values; no sum was opened, run a new round",
+                f"the secrets of clients {dealers[:10]} do not match what they published, and too "
+                "many shares are wrong to correct them: the dealers or their share holders gave "
+                "wrong values; no sum was opened, run a new round",
                 culprits=(),
-                pairs=sorted({*failed, *_pairs(mismatches)}),
+                pairs=sorted({*opened.failed, *opened.pairs}),
                 outbound=outbound,
             )
-        return found[0], found[1], mismatches
+        return opened
 
     def _seed_matches(self, u: ClientId, b_u: bytes) -> bool:
         published = self._advertised[u]
