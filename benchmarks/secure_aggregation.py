@@ -2,6 +2,7 @@
 
 Run it with:  python benchmarks/secure_aggregation.py [--clients 100 500] [--json]
 The published tables:  python benchmarks/secure_aggregation.py --clients 100 300 500 600 1000
+The server's memory, and what worker processes gain:  python benchmarks/secure_server.py
 
 Dropouts leave after they have dealt their shares and before their masked input: the server's worst
 case, since it must expand one mask per (dropout, survivor) pair. Client seconds are per client, the

@@ -12,7 +12,10 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -107,6 +110,7 @@ def secure_sum(
     threshold: int | None = None,
     degree: int | None = None,
     bits: int = 32,
+    processes: int = 1,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
     """Sums integer vectors so that the server sees masked vectors and the sum only.
@@ -128,6 +132,9 @@ def secure_sum(
             enough of its neighbours.
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
         bits: the sum is modulo 2^bits, 1..64.
+        processes: worker processes in which the server expands masks, 1..256; 1 has none. The sum
+            is the same. Pays off for many dropouts and long vectors. Workers import the calling
+            script, which therefore needs an ``if __name__ == "__main__":`` guard.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
@@ -176,13 +183,15 @@ def secure_sum(
         context_digest=_CONTEXT,
         server_nonce=os.urandom(32),
     )
-    server, clients = _machines(
-        config,
-        # The caller chose the threshold for all clients: none of them has a policy of its own.
-        ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
-    )
-    drops = _drops(drop, inside, server.phases)
-    result = run_session(server, clients, ring, drops=drops)
+    with _pool(_whole("processes", processes, least=1, most=256)) as executor:
+        server, clients = _machines(
+            config,
+            # The caller chose the threshold for all clients: none of them has a policy of its own.
+            ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
+            executor,
+        )
+        drops = _drops(drop, inside, server.phases)
+        result = run_session(server, clients, ring, drops=drops)
 
     def name(u: ClientId) -> int | Literal["server"]:
         return "server" if u == SERVER else outside[u]
@@ -227,8 +236,15 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def _pool(processes: int) -> AbstractContextManager[Executor | None]:
+    """Workers that start on the first job. Spawned: a fork would copy all secrets and locks."""
+    if processes == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
 def _machines(
-    config: RoundConfig, policy: ClientPolicy
+    config: RoundConfig, policy: ClientPolicy, executor: Executor | None
 ) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
     identities: dict[ClientId, IdentityKey] = {}
@@ -246,7 +262,7 @@ def _machines(
         )
         for u in config.cohort
     }
-    server = SecAggServer(config, directory=directory)
+    server = SecAggServer(config, directory=directory, executor=executor)
     if config.graph_source is GraphSource.BEACON:
         beacon = os.urandom(32)
         server.set_beacon(beacon)

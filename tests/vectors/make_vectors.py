@@ -47,6 +47,7 @@ CONTEXT = hashlib.sha256(b"context of the vectors").digest()
 BEACON = hashlib.sha256(b"beacon of the vectors").digest()
 LOST = ClientId(3)
 IDS = (1, 2, 3, 5, 8, 13)
+MANY = (1, 2, 3, 5, 8, 13, 21, 34)
 
 
 def stream(key: bytes) -> Any:
@@ -62,8 +63,9 @@ def secret(what: str, u: int, size: int) -> bytes:
 class Recorder:
     """A session whose operations are written down as they happen."""
 
-    def __init__(self, config: RoundConfig) -> None:
+    def __init__(self, config: RoundConfig, lost: ClientId | None = LOST) -> None:
         self.config = config
+        self.lost = lost
         self.inputs = {u: [(int(u) * 7 + i * 1001) % config.modulus for i in range(config.m)]
                        for u in config.cohort}  # fmt: skip
         self.operations: list[dict[str, Any]] = []
@@ -82,7 +84,7 @@ class Recorder:
             "randomness": {str(u): secret("randomness", u, 16).hex() for u in config.cohort},
             "identities": {str(u): secret("identity", u, 32).hex() for u in config.cohort},
             "inputs": {str(u): values for u, values in self.inputs.items()},
-            "lost": int(LOST),
+            "lost": None if self.lost is None else int(self.lost),
             "operations": self.operations,
         }
         server = self.machines["server"] if hasattr(self, "machines") else None
@@ -94,6 +96,10 @@ class Recorder:
                 "min_honest": server.result.min_honest,
                 "transcript_digest": server.result.transcript_digest.hex(),
             }
+            if server.result.mismatched_pairs:
+                document["result"]["mismatched_pairs"] = [
+                    [int(u) for u in pair] for pair in server.result.mismatched_pairs
+                ]
         return document
 
     def do(self, op: str, who: ClientId | str, frame: bytes | None = None) -> list[Outbound]:
@@ -127,7 +133,7 @@ class Recorder:
     def answer(self) -> None:
         phase = str(self.machines["server"].phase)
         for u, frame in sorted(self.inbox.items()):
-            if u == LOST and phase == "masked_input_collection":
+            if u == self.lost and phase == "masked_input_collection":
                 continue
             self.up(u, self.do("receive", u, frame))
             if phase == "masked_input_collection":
@@ -197,16 +203,24 @@ def perform(
     return [o for o in out if isinstance(o, Outbound)], None
 
 
-def config_of(*, k: int | None, active: bool, layout: Layout, b: int) -> RoundConfig:
+def config_of(
+    *,
+    k: int | None,
+    active: bool,
+    layout: Layout,
+    b: int,
+    ids: tuple[int, ...] = IDS,
+    t: int | None = None,
+) -> RoundConfig:
     adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
     threat = ThreatModel(adversary=adversary, corrupt=1, dropped=1)
     if k is None:
-        params = SecAggParams.complete(len(IDS), threat, layout=layout)
+        params = SecAggParams.complete(len(ids), threat, t=t, layout=layout)
     else:
-        params = SecAggParams.harary(len(IDS), threat, k=k)
+        params = SecAggParams.harary(len(ids), threat, k=k, t=t)
     return params.config(
         round_id=RoundId(2**40 + 5),
-        cohort=Cohort.of(IDS),
+        cohort=Cohort.of(ids),
         m=3,
         b=b,
         context_digest=CONTEXT,
@@ -307,9 +321,37 @@ def bad_twins(config: RoundConfig) -> dict[str, dict[str, Any]]:
     return twins
 
 
+def wrong_shares(name: str, *liars: int) -> dict[str, Any]:
+    """Eight clients, nobody lost; each liar's share of its highest neighbour's seed is wrong.
+
+    With one liar that is corrected. Two about the same dealer are one too many.
+    """
+    what = {**VARIANTS[name], "ids": MANY, "t": 5 if VARIANTS[name]["active"] else 4}
+    if what["k"] is not None:
+        what |= {"k": 6, "t": 4}
+    config = config_of(**what)
+    recorder = Recorder(config, lost=None).to("unmasking")
+    for u, frame in sorted(recorder.inbox.items()):
+        for item in recorder.do("receive", u, frame):
+            sent = item.frame
+            if u in liars:
+                raw = bytearray(decode_frame(sent).body)
+                raw[-20 + 4] ^= 1  # a bit of the second word of the highest neighbour's share
+                sent = edited(sent, body=bytes(raw))
+                sent = resigned(config, sent) if what["active"] else sent
+            recorder.do("receive", "server", sent)
+    recorder.do("close_phase", "server")
+    assert recorder.operations[-1]["success"] is (len(liars) == 1)
+    return recorder.document()
+
+
 def files() -> dict[str, dict[str, Any]]:
     """All documents by path."""
     found: dict[str, dict[str, Any]] = {}
+    for name in VARIANTS:
+        found[f"secagg/{name}_wrong_share.json"] = wrong_shares(name, 1)
+    for name, liars in {"complete": (1, 2), "complete_active": (1, 2), "ring": (1, 3)}.items():
+        found[f"secagg/{name}_bad_two_wrong_shares.json"] = wrong_shares(name, *liars)
     for name, what in VARIANTS.items():
         found[f"secagg/{name}.json"] = Recorder(config_of(**what)).finish()
     for name in ("complete", "complete_active"):
