@@ -56,6 +56,7 @@ def make_parties(
     }
     server = SecAggServer(config, directory=directory)
     if config.graph_source is GraphSource.BEACON:
-        for machine in (server, *clients.values()):
-            machine.set_beacon(beacon)
+        server.set_beacon(beacon)
+        for client in clients.values():
+            client.set_beacon(beacon)
     return server, clients
