@@ -8,6 +8,7 @@ that. In particular the directory of identities below comes from the same hands 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import Executor
 
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.secagg.client import SecAggClient
@@ -26,6 +27,7 @@ def make_parties(
     policy: ClientPolicy,
     identities: Mapping[ClientId, IdentityKey],
     beacon: bytes,
+    executor: Executor | None = None,
 ) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
     """Fresh machines for the server and these clients.
 
@@ -37,6 +39,7 @@ def make_parties(
         identities: of the whole cohort in an active session; not used otherwise.
         beacon: 32 bytes that were unknown when the configuration was made; used if it asks for a
             beacon.
+        executor: where the server expands masks at the end; processes pay off, threads do not.
 
     Raises:
         ConfigurationError: if the configuration is unsafe or weaker than the policy, or an identity
@@ -54,7 +57,7 @@ def make_parties(
         )
         for u in members
     }
-    server = SecAggServer(config, directory=directory)
+    server = SecAggServer(config, directory=directory, executor=executor)
     if config.graph_source is GraphSource.BEACON:
         server.set_beacon(beacon)
         for client in clients.values():
