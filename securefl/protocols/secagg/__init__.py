@@ -2,7 +2,8 @@
 
 Read in this order: ``params`` (what must hold), ``transitions`` (the two machines as tables),
 ``messages`` (what travels), ``keys`` (what is derived from what), ``client``, ``masks``,
-``server``, ``recovery``.
+``server``, ``recovery``. Beside them: ``calculator``, ``sizes`` and ``choice`` (which numbers),
+``parties`` (all machines at once).
 """
 
 from securefl.protocols.secagg.client import SecAggClient
