@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
-from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityKey
+from securefl.protocols.secagg.choice import least_alive, strongest
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
+from securefl.protocols.secagg.parties import make_parties
 from securefl.protocols.secagg.server import SecAggServer
 from securefl.round import (
     SERVER,
     Adversary,
     ClientId,
     Cohort,
-    GraphSource,
-    Layout,
     RoundConfig,
     RoundId,
     ThreatModel,
@@ -247,28 +247,16 @@ def _machines(
     config: RoundConfig, policy: ClientPolicy, executor: Executor | None
 ) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
-    identities: dict[ClientId, IdentityKey] = {}
-    if config.adversary is Adversary.ACTIVE:
-        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    clients = {
-        u: SecAggClient(
-            u,
-            config,
-            context_digest=_CONTEXT,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-        )
-        for u in config.cohort
-    }
-    server = SecAggServer(config, directory=directory, executor=executor)
-    if config.graph_source is GraphSource.BEACON:
-        beacon = os.urandom(32)
-        server.set_beacon(beacon)
-        for client in clients.values():
-            client.set_beacon(beacon)
-    return server, clients
+    active = config.adversary is Adversary.ACTIVE
+    return make_parties(
+        config,
+        config.cohort.ids,
+        context_digest=_CONTEXT,
+        policy=policy,
+        identities={u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {},
+        beacon=os.urandom(32),
+        executor=executor,
+    )
 
 
 def _params(
@@ -277,40 +265,25 @@ def _params(
     """The strongest parameters with this many alive."""
     active = adversary is Adversary.ACTIVE
     # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
-    least = -(-(n + 3) // 2) if active and protocol == "secagg" else 3
+    least = least_alive(n, 1) if active and protocol == "secagg" else 3
     wanted = max(default_threshold(n), least) if threshold is None else threshold
     against = f" against an active server ({n} clients)" if least > 3 else ""
     alive = _whole("threshold", wanted, least=least, most=n, why=against)
     if protocol == "secagg+":
         return _sparse(n, adversary, alive, degree)
-    if degree is not None:
-        raise ConfigurationError(
-            f'degree={degree!r} belongs to protocol "secagg+"; "secagg" joins everybody'
-        )
     t = alive - 1
     threat = ThreatModel(
         adversary=adversary, corrupt=2 * t - n if active else t - 1, dropped=n - alive
     )
-    return SecAggParams.complete(n, threat, t=t, n_min=alive, layout=Layout.OTHERS)
+    return strongest(n, threat, sparse=False, degree=degree)
 
 
 def _sparse(n: int, adversary: Adversary, alive: int, degree: int | None) -> SecAggParams:
     """SecAgg+ with this degree, or the smallest that is safe and survives the dropouts."""
     threat = ThreatModel(adversary=adversary, corrupt=max(1, -(-n // 20)), dropped=n - alive)
     if degree is not None:
-        return SecAggParams.harary(
-            n, threat, k=_whole("degree", degree, least=2, most=n - 1, why=", an even integer")
-        )
-    for k in range(2, n - 1, 2):
-        try:
-            return SecAggParams.harary(n, threat, k=k)
-        except ConfigurationError:
-            continue
-    raise ConfigurationError(
-        f"no neighbour graph on {n} clients is safe with {threat.corrupt} corrupt and "
-        f"{threat.dropped} dropped ones against an {adversary.name} server; "
-        'raise threshold or use protocol "secagg"'
-    )
+        degree = _whole("degree", degree, least=2, most=n - 1, why=", an even integer")
+    return strongest(n, threat, sparse=True, degree=degree)
 
 
 def _whole(name: str, value: object, *, least: int, most: int, why: str = "") -> int:

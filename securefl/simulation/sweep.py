@@ -22,7 +22,14 @@ import securefl
 from securefl.config import Mode, RunConfig, RunSpec, load_json
 from securefl.errors import CheckpointError
 from securefl.simulation.checkpoint import write_durably
-from securefl.simulation.engine import SUMMARY, Engine, OnRound, PrivacyPlan, RunResult
+from securefl.simulation.engine import (
+    SUMMARY,
+    Engine,
+    OnRound,
+    PrivacyPlan,
+    RunResult,
+    secure_sum_facts,
+)
 from securefl.training.data import TrainTest, load
 
 try:
@@ -230,8 +237,7 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
         "model": config.model.name,
         "fidelity": config.aggregation.fidelity.value,
         "protocol": config.aggregation.protocol,
-        "adversary": config.aggregation.adversary,
-        "threshold": config.threshold,
+        **secure_sum_facts(config),
         "config_digest": config.digest(),
         "versions": _versions(),
     }

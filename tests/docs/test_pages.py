@@ -136,6 +136,8 @@ def test_the_configuration_page_lists_every_key_with_its_default() -> None:
                 actual[section, key] = f"`[{inside}]`"
             elif isinstance(default, str):
                 actual[section, key] = f'`"{default}"`'
+            elif isinstance(default, bool):
+                actual[section, key] = f"`{str(default).lower()}`"  # as TOML writes it
             else:
                 actual[section, key] = f"`{default}`".replace("e-0", "e-")
     assert documented_keys() == actual
