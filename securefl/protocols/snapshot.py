@@ -217,11 +217,15 @@ class StateWriter:
         self.optional(None if values is None else pack_bitmap(values))
 
     def outbound(self, frames: Sequence[Outbound]) -> None:
-        """Frames to send again, with their recipients."""
+        """Frames to send again, with their recipients; one that many get (a roster) stands once."""
+        places = {frame: i for i, frame in enumerate(dict.fromkeys(f.frame for f in frames))}
+        self.u32(len(places))
+        for frame in places:
+            self.block(frame)
         self.u32(len(frames))
         for item in frames:
             self.u32(item.recipient)
-            self.block(item.frame)
+            self.u32(places[item.frame])
 
     def finish(self) -> bytes:
         """All of it."""
@@ -297,10 +301,14 @@ class StateReader:
 
     def outbound(self, most: int, largest: int) -> list[Outbound]:
         """At most ``most`` frames of at most ``largest`` bytes."""
-        return [
-            Outbound(recipient=ClientId(self.u32()), frame=self.block(largest))
-            for _ in range(self.count(most))
-        ]
+        different = [self.block(largest) for _ in range(self.count(most))]
+        found = []
+        for _ in range(self.count(most)):
+            recipient, place = ClientId(self.u32()), self.u32()
+            if place >= len(different):
+                raise WireError(f"a snapshot sends frame {place} of {len(different)}")
+            found.append(Outbound(recipient=recipient, frame=different[place]))
+        return found
 
     def finish(self) -> None:
         """Raises WireError if bytes are left over."""

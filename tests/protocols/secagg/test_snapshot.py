@@ -387,3 +387,14 @@ def test_the_header_says_whose_snapshot_it_is(secagg: Any) -> None:
         header = read_header(machine.snapshot(KEY, SECRETS))
         assert (header.role, header.sequence) == (role, 1)
         assert header.session == machine.config_digest == bench.config.digest()
+
+
+def test_a_frame_for_everybody_is_stored_once(secagg: Any) -> None:
+    bench = secagg.make(n=12)
+    bench.start()
+    out = [item for item in bench.server.close_phase() if isinstance(item, Outbound)]
+    assert len(out) == 12
+    blob = bench.server.snapshot(KEY, SECRETS, outbound=out)
+    state = open_snapshot(KEY, blob, read_header(blob))
+    assert state.count(out[0].frame) == 1
+    assert bench.fresh_server().restore(KEY, blob, sequence=1) == out
