@@ -101,7 +101,7 @@ def identities() -> tuple[dict[ClientId, IdentityKey], IdentityDirectory]:
     return keys, IdentityDirectory({u: key.public for u, key in keys.items()})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Message:
     sender: ClientId
     recipient: ClientId

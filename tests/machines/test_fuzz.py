@@ -14,6 +14,7 @@ import random
 import resource
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,8 @@ class Fuzzer:
             while world.flying:
                 message = world.flying.pop(self.chance.randrange(len(world.flying)))
                 if self.chance.random() < rate:
-                    message.frame = self.mutant(world, message.frame)
+                    mutant = self.mutant(world, message.frame)
+                    message = replace(message, frame=mutant)  # its history stays as it was
                 world.deliver(message)
             world.close()
         end = "nothing opened"
