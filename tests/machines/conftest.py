@@ -119,6 +119,22 @@ def frames_of(out: Iterable[object]) -> list[Outbound]:
     return [item for item in out if isinstance(item, Outbound)]
 
 
+def state(machine: Any, who: ClientId) -> tuple[Any, ...]:
+    """What a machine must not change when it refuses or ignores a frame."""
+    more: tuple[Any, ...] = ()
+    if who == SERVER:
+        total = None if machine._total is None else machine._total.tobytes()
+        more = (set(machine._gone), set(machine._replied), total, len(machine._U))
+    return (str(machine.phase), dict(machine._accepted), *more)
+
+
+def leaves_no_trace(error: SecureFLError | None) -> bool:
+    """Whether an error says that nothing has changed."""
+    if isinstance(error, WireError):
+        return not isinstance(error, MalformedMessage)
+    return isinstance(error, UnexpectedMessage | LocalProtocolError)
+
+
 @dataclass
 class World:
     """One session, and everything that ever happened in it."""
@@ -267,7 +283,7 @@ class World:
     ) -> SecureFLError | None:
         """One call of one machine, and all that must be true of it."""
         machine = self.machine(who)
-        phase, accepted = str(machine.phase), dict(machine._accepted)
+        phase, accepted, before = str(machine.phase), dict(machine._accepted), state(machine, who)
         digest = None if frame is None else hashlib.sha256(frame).digest()
         error: SecureFLError | None = None
         out: list[object] = []
@@ -284,12 +300,9 @@ class World:
         if digest is not None and digest in self.read[who]:
             assert error is None, "a byte-identical repeat was not ignored"
             assert not out
-            assert machine.phase == phase
-        if isinstance(error, UnexpectedMessage | LocalProtocolError) or (
-            isinstance(error, WireError) and not isinstance(error, MalformedMessage)
-        ):
-            assert machine.phase == phase, "a refused frame changed the phase"
-            assert not new
+            assert state(machine, who) == before, "a repeat left a trace"
+        if leaves_no_trace(error):
+            assert state(machine, who) == before, "a refused call left a trace"
             assert not frames
         for key, value in new.items():
             assert digest == value
@@ -344,6 +357,8 @@ class World:
         else:
             alive = UnmaskRequest.decode(request, peers=len(peers)).alive
             U3 = {v for v, there in zip(peers, alive, strict=True) if there}
+        agreed = [v for v in peers if v in U3 and (not self.active or self.lists.get(v) == U3)]
+        assert len(agreed) + self.own >= self.config.t, "it answered without t holders on its list"
         kinds = np.array([v in U3 for v in Q], dtype=np.bool_)
         opened = UnmaskShares.decode(answer, alive=kinds, own=self.own)
         for v, readable in zip(Q, opened.readable, strict=True):
@@ -424,10 +439,11 @@ class World:
             alive = np.array([chance.random() < 0.8 for _ in range(peers)], dtype=np.bool_)
             size = max(0, int(alive.sum()) + 1 + chance.choice([0, 0, 0, 1, -1]))
             return self.down(u, kind, UnmaskRequest(size=size, alive=alive).encode())
+        share = chance.choice([1.0, 0.9, 0.5, 0.2])
         signatures = [
             (v, bytes(decode_frame(frame).body))
             for (v, type_), frame in sorted(self.emitted.items())
-            if type_ == MessageType.SURVIVOR_SIGNATURE and chance.random() < 0.9
+            if type_ == MessageType.SURVIVOR_SIGNATURE and chance.random() < share
         ]
         if signatures and chance.random() < 0.2:
             signatures.insert(0, chance.choice(signatures))
@@ -635,8 +651,10 @@ class Universe:
     Message: type[Message]
     variants: Callable[[], dict[tuple[int, bool, bool], list[SecAggParams]]]
     mutations: list[Any]
+    state: Callable[[Any, ClientId], tuple[Any, ...]]
+    leaves_no_trace: Callable[[SecureFLError | None], bool]
 
 
 @pytest.fixture(scope="session")
 def universe() -> Universe:
-    return Universe(World, Message, variants, MUTATIONS)
+    return Universe(World, Message, variants, MUTATIONS, state, leaves_no_trace)

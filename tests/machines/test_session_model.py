@@ -26,6 +26,7 @@ from securefl.round import SERVER
 
 SEEDS = st.integers(0, 2**16 - 1)
 INDEX = st.integers(0, 2**10)
+SELDOM = st.sampled_from([True, False, False, False, False, False])
 
 
 def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -> Any:
@@ -54,6 +55,7 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
             found = choices.get((n, active, sparse)) or choices[n, active, False]
             self.world = universe.World(found[which % len(found)], m, b, seed)
             self.ids = list(self.world.cohort)
+            self.late: list[Any] = []
             for u in self.ids[absent:]:
                 self.world.start(u)
             for _ in range(quiet):
@@ -82,7 +84,7 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
         def everything_arrives(self, seed: int) -> None:
             self.world.deliver_all(random.Random(seed))
 
-        @rule(rashly=st.sampled_from([True, False, False, False]))
+        @rule(rashly=SELDOM)
         def the_phase_closes(self, rashly: bool) -> None:
             if rashly or self.world.server.sufficient:
                 self.world.close()
@@ -97,6 +99,22 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
         def one_frame_is_lost(self, which: int) -> None:
             self.fault("lost")
             del self.world.flying[which % len(self.world.flying)]
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def one_frame_is_held_back(self, which: int) -> None:
+            self.fault("held back")
+            self.late.append(self.world.flying.pop(which % len(self.world.flying)))
+
+        @precondition(lambda self: self.late)
+        @rule()
+        def what_was_held_back_arrives(self) -> None:
+            self.what_is_late()
+
+        def what_is_late(self) -> None:
+            for message in self.late:
+                self.world.deliver(message)
+            self.late = []
 
         @precondition(lambda self: self.world.history)
         @rule(which=INDEX)
@@ -129,10 +147,10 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
                 self.fault("lied")
                 self.world.deliver(universe.Message(SERVER, u, frame))
 
-        @rule(seed=SEEDS)
-        def the_server_lies_to_half_of_them(self, seed: int) -> None:
+        @rule(seed=SEEDS, really=SELDOM)
+        def the_server_lies_to_half_of_them(self, seed: int, really: bool) -> None:
             """The same chances for all: a split view."""
-            for u in self.ids[:: 1 + seed % 2]:
+            for u in self.ids[:: 1 + seed % 2] if really else []:
                 frame = self.world.lie(u, random.Random(seed))
                 if frame is not None:
                     self.fault("lied")
@@ -143,7 +161,7 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
             seen["restarted"] += 1
             self.world.restart(self.anybody(which), resend=resend)
 
-        @rule(which=INDEX, really=st.sampled_from([True, False, False, False]))
+        @rule(which=INDEX, really=SELDOM)
         def a_client_gives_up(self, which: int, really: bool) -> None:
             if really:
                 self.fault("gave up")
@@ -160,6 +178,9 @@ def model(universe: Any, seen: Counter[str], pairs: set[tuple[str, str, str]]) -
         def teardown(self) -> None:
             if self.world is None:
                 return
+            for _ in range(5):  # whatever happened, the session goes on to its end
+                self.next_phase(len(self.world.history))
+                self.what_is_late()
             seen["examples"] += 1
             pairs.update(self.world.pairs)
             end = str(self.world.server.phase)
@@ -200,10 +221,10 @@ def test_no_short_schedule_breaks_a_session(universe: Any) -> None:
     seen, pairs = play(universe, max_examples=250, stateful_step_count=25, derandomize=True)
     assert seen["examples"] >= 250
     assert pairs == ROWS
-    for what in ("lost", "repeated", "misdelivered", "changed", "lied", "restarted", "gave up"):
+    for what in ("lost", "held back", "repeated", "misdelivered", "changed", "lied", "restarted"):
         assert seen[what] > 10, seen
-    assert seen["exact sum"] > 3, seen
-    assert seen["aborted"] > 3, seen
+    assert seen["exact sum after a fault"] > 20, seen
+    assert seen["aborted"] > 20, seen
 
 
 @pytest.mark.long
@@ -212,7 +233,7 @@ def test_no_schedule_of_twenty_thousand_breaks_a_session(universe: Any) -> None:
     print(dict(seen))
     assert seen["examples"] >= 20_000
     assert pairs == ROWS
-    assert seen["exact sum after a fault"] > 500, seen
+    assert seen["exact sum after a fault"] > 1000, seen
     assert seen["aborted"] > 500, seen
 
 
