@@ -240,10 +240,13 @@ class World:
         self.act(SERVER, lambda m: m.close_phase())
 
     def deliver_all(self, order: random.Random | None = None) -> None:
-        """Everything on its way arrives, and what it causes."""
+        """Everything on its way arrives, and what it causes; out of order also some of it twice."""
         while self.flying:
             place = order.randrange(len(self.flying)) if order else 0
-            self.deliver(self.flying.pop(place))
+            message = self.flying.pop(place)
+            self.deliver(message)
+            if order and order.random() < 0.1:
+                self.deliver(message)
 
     def restart(self, who: ClientId, *, resend: bool) -> None:
         """The process ends after its state was stored, and another one goes on."""
@@ -354,10 +357,11 @@ class World:
         """P1: per peer one kind of share, ever; against an active server not enough of both."""
         if self.active:
             U3 = self.lists[u]
+            shown = SignedUnmaskRequest.decode(request, most=len(peers)).signatures
+            agreed = {v for v, signature in shown if self.signed(v, signature, U3) and v in peers}
         else:
             alive = UnmaskRequest.decode(request, peers=len(peers)).alive
-            U3 = {v for v, there in zip(peers, alive, strict=True) if there}
-        agreed = [v for v in peers if v in U3 and (not self.active or self.lists.get(v) == U3)]
+            U3 = agreed = {v for v, there in zip(peers, alive, strict=True) if there}
         assert len(agreed) + self.own >= self.config.t, "it answered without t holders on its list"
         kinds = np.array([v in U3 for v in Q], dtype=np.bool_)
         opened = UnmaskShares.decode(answer, alive=kinds, own=self.own)
@@ -374,6 +378,12 @@ class World:
             for v in self.cohort:
                 enough = [len(self.shares[kind, v]) >= self.config.t for kind in "bs"]
                 assert not all(enough), f"both secrets of {v} can be opened"
+
+    def signed(self, v: ClientId, signature: bytes, U3: set[ClientId]) -> bool:
+        """Whether client v, who is on this list, really signed it."""
+        frame = self.emitted.get((v, MessageType.SURVIVOR_SIGNATURE))
+        genuine = frame is not None and bytes(decode_frame(frame).body) == signature
+        return genuine and v in U3 and self.lists[v] == U3
 
     def check_server(self) -> None:
         sets = [s for s in self.sets() if s is not None]
@@ -443,7 +453,9 @@ class World:
         signatures = [
             (v, bytes(decode_frame(frame).body))
             for (v, type_), frame in sorted(self.emitted.items())
-            if type_ == MessageType.SURVIVOR_SIGNATURE and chance.random() < share
+            if type_ == MessageType.SURVIVOR_SIGNATURE
+            and (v in client._P or chance.random() < 0.05)
+            and chance.random() < share
         ]
         if signatures and chance.random() < 0.2:
             signatures.insert(0, chance.choice(signatures))

@@ -32,7 +32,6 @@ from securefl.protocols.secagg.messages import (
     RosterEntry,
     message_type,
 )
-from securefl.protocols.secagg.recovery import ShareTable
 from securefl.protocols.secagg.transitions import SERVER_PHASES, MessageType, Phase
 from securefl.protocols.snapshot import (
     SnapshotHeader,
@@ -311,7 +310,7 @@ def _read_server(machine: SecAggServer, state: StateReader) -> list[Outbound]:
     if state.flag():
         machine._unmasking = machine._tables(machine._U[2])
         for shares in (machine._unmasking.b, machine._unmasking.s):
-            _read_table(shares, state)
+            _read_shares_into(shares.words, shares.present, state)
     machine._result = _read_result(state, config)
     outbound = state.outbound(config.n, _largest_frame(config))
     state.finish()
@@ -323,13 +322,15 @@ def _key(state: StateReader, config: RoundConfig) -> tuple[MessageType, ClientId
     return message_type(state.u8()), state.client(config.cohort)
 
 
-def _read_table(shares: ShareTable, state: StateReader) -> None:
-    raw = state.raw(shares.words.size * 4)
-    shares.words[:] = np.frombuffer(raw, dtype="<u4").reshape(shares.words.shape)
-    present = state.bits(len(shares.present))
-    if present is None:
+def _read_shares_into(
+    words: NDArray[np.uint32], present: NDArray[np.bool_], state: StateReader
+) -> None:
+    raw = state.raw(words.size * 4)
+    words[:] = np.frombuffer(raw, dtype="<u4").reshape(words.shape)
+    bits = state.bits(len(present))
+    if bits is None:
         raise WireError("a table of shares lacks its bitmap")
-    shares.present[:] = present
+    present[:] = bits
 
 
 def _read_result(state: StateReader, config: RoundConfig) -> AggregateSum | None:

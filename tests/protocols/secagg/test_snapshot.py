@@ -54,7 +54,7 @@ class Restarting:
             return getattr(self._now, name)
 
         def call(*args: Any) -> Any:
-            out = getattr(self._now, name)(*args)
+            out = list(getattr(self._now, name)(*args))
             frames = [item for item in out if isinstance(item, Outbound)]
             self._log += [item.frame for item in frames]
             if self._fresh is not None:
