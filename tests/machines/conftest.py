@@ -437,6 +437,14 @@ class World:
         kind = MessageType.UNMASK_REQUEST if row is None else row.accepts
         if kind is None or (row is None and client._session is None):
             return None
+        if client._session is not None and chance.random() < 0.2:  # out of turn, or a second time
+            kind = chance.choice(
+                [
+                    MessageType.SHARE_DELIVERY,
+                    MessageType.SURVIVOR_NOTICE,
+                    MessageType.UNMASK_REQUEST,
+                ]
+            )
         if kind is MessageType.KEY_ROSTER:
             return self.other_roster(u, chance)
         if kind is MessageType.SHARE_DELIVERY:
