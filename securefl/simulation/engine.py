@@ -37,7 +37,6 @@ from securefl.simulation.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     write_checkpoint,
-    write_durably,
 )
 from securefl.simulation.transports import (
     DropPlan,
@@ -45,6 +44,7 @@ from securefl.simulation.transports import (
     ProtocolTransport,
     float_round,
 )
+from securefl.storage import write_durably
 from securefl.training import models, partition
 from securefl.training.apply import ServerOptimiser
 from securefl.training.data import Dataset, TrainTest

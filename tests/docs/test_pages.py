@@ -63,6 +63,12 @@ def test_the_threshold_pages_code_prints_what_its_comment_says() -> None:
     assert run(code).strip() == said
 
 
+def test_the_restart_page_prints_what_its_comment_says() -> None:
+    (code,) = blocks(DOCS / "how-to" / "survive-a-restart.md", "python")
+    said = re.findall(r"# (.*)$", code, re.MULTILINE)[-1]
+    assert run(code).strip() == said
+
+
 def test_the_tutorials_sum_is_what_it_says() -> None:
     *_, code = blocks(DOCS / "tutorial" / "first-private-round.md", "python")
     (said,) = re.findall(r"# (\[.*)$", code, re.MULTILINE)

@@ -29,6 +29,7 @@ from securefl.errors import (
     InvalidShare,
     InvalidSignature,
     LocalProtocolError,
+    SnapshotError,
     UnexpectedMessage,
     WireError,
 )
@@ -67,6 +68,7 @@ from securefl.protocols.secagg.messages import (
 )
 from securefl.protocols.secagg.params import SIGMA, check_config, guaranteed_honest
 from securefl.protocols.secagg.recovery import MaskJob, agreement_key_matches, sum_masks
+from securefl.protocols.secagg.snapshot import export_server, restore_server
 from securefl.protocols.secagg.transitions import (
     SERVER_PHASES,
     MessageType,
@@ -75,6 +77,7 @@ from securefl.protocols.secagg.transitions import (
     server_row,
 )
 from securefl.protocols.secagg.unmasking import Opening, Unmasking
+from securefl.protocols.snapshot import SecretsToken
 from securefl.round import (
     SERVER,
     Adversary,
@@ -153,6 +156,8 @@ class SecAggServer:
         if config.graph_source is GraphSource.SERVER:
             self._maybe_graph = graph_of(config, config.graph_value)
         self._executor = executor
+        self._beacon: bytes | None = None
+        self._sequence = 0
         self._phase = Phase.ADVERTISE_KEYS
         self._session: bytes | None = None
         self._accepted: dict[tuple[MessageType, ClientId], bytes] = {}
@@ -175,8 +180,13 @@ class SecAggServer:
 
     @property
     def phase(self) -> Phase:
-        """The phase it is in; DONE and ABORTED are final."""
+        """The phase it is in; DONE, ABORTED and EXPORTED are final."""
         return self._phase
+
+    @property
+    def config_digest(self) -> bytes:
+        """What names the session from its first moment; 32 bytes."""
+        return self._config_digest
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -187,7 +197,7 @@ class SecAggServer:
     @property
     def final(self) -> bool:
         """Whether nothing can change any more."""
-        return self._phase in (Phase.DONE, Phase.ABORTED)
+        return self._phase in (Phase.DONE, Phase.ABORTED, Phase.EXPORTED)
 
     @property
     def expected(self) -> tuple[ClientId, ...]:
@@ -231,10 +241,12 @@ class SecAggServer:
             LocalProtocolError: if the configuration takes no beacon, for a second call, or a value
                 that is not 32 bytes.
         """
+        self._usable()
         if self._config.graph_source is not GraphSource.BEACON or self._maybe_graph is not None:
             raise LocalProtocolError("this session takes no beacon, or has one already")
         if not isinstance(value, bytes) or len(value) != 32:
             raise LocalProtocolError("a beacon's output is 32 bytes")
+        self._beacon = value
         self._maybe_graph = graph_of(self._config, value)
 
     @property
@@ -264,7 +276,9 @@ class SecAggServer:
             InvalidSignature: a frame with a wrong signature where dropping its alleged sender is
                 not due (it has replied already, or the phase collects something else); nothing
                 changes.
+            LocalProtocolError: the state went into a snapshot.
         """
+        self._usable()
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
         u = self._attribute(parsed, kind, sender)
@@ -422,7 +436,8 @@ class SecAggServer:
             encoded when it is read (:class:`securefl.protocols.machine.Outbox`).
 
         Raises:
-            LocalProtocolError: in DONE and ABORTED, or without the beacon that the graph needs.
+            LocalProtocolError: in DONE, ABORTED and EXPORTED, or without the beacon that the graph
+                needs.
             BelowThreshold: too few are left; phase ABORTED, Abort frames in ``.outbound``.
             InvalidShare: reconstructed secrets do not match what their dealers published, and too
                 many shares are wrong to correct them; phase ABORTED, no sum.
@@ -690,7 +705,73 @@ class SecAggServer:
             ),
         )
 
+    def snapshot(
+        self,
+        storage_key: bytes,
+        allow_secrets: SecretsToken,
+        *,
+        outbound: Sequence[Outbound] = (),
+    ) -> bytes:
+        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
+
+        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
+        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
+        the same.
+
+        Args:
+            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
+            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
+            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
+
+        Raises:
+            TypeError: without the token.
+            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
+            LocalProtocolError: for a second snapshot of one machine.
+        """
+        self._usable()
+        blob = export_server(self, storage_key, allow_secrets, outbound)
+        self._phase = Phase.EXPORTED
+        self._wipe()
+        return blob
+
+    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
+        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
+
+        Args:
+            storage_key: as given to :meth:`snapshot`.
+            blob: what it returned.
+            sequence: number of the newest snapshot, as the store has it.
+
+        Returns:
+            The frames to send again, byte for byte; whoever has them already ignores them.
+
+        Raises:
+            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
+                machine is ABORTED then: starting over could answer twice.
+            ConfigurationError: if the storage key is not 32 bytes.
+            LocalProtocolError: if this machine was used before.
+        """
+        if not self._fresh:
+            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
+        try:
+            return restore_server(self, storage_key, blob, sequence)
+        except SnapshotError:
+            self._phase = Phase.ABORTED
+            self._wipe()
+            raise
+
+    @property
+    def _fresh(self) -> bool:
+        untouched = not self._accepted and not self._gone and not self._sequence
+        return self._phase is Phase.ADVERTISE_KEYS and untouched
+
     # -- ends -------------------------------------------------------------------------------------
+
+    def _usable(self) -> None:
+        if self._phase is Phase.EXPORTED:
+            raise LocalProtocolError(
+                "this machine's state went into a snapshot: go on with one restored from it"
+            )
 
     def _frame(self, kind: MessageType, body: bytes, session: bytes) -> bytes:
         return encode_frame(
