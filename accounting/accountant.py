@@ -44,7 +44,8 @@ from accounting.errors import (
     OrderAtEdgeWarning,
     UnsupportedEvent,
 )
-from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, leaves
+from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, Tree, leaves
+from accounting.trees import tree_squared_sensitivity
 
 __all__ = [
     "Bound",
@@ -75,8 +76,8 @@ class Method(Choice):
     """How an epsilon is computed."""
 
     AUTO = "auto"
-    """Exact if every event is an unsampled Gaussian, else the smaller of PLD (if it is installed
-    and right for the event) and RDP. The bound says which."""
+    """Exact if every event is an unsampled Gaussian or a tree of them, else the smaller of PLD (if
+    it is installed and right for the event) and RDP. The bound says which."""
 
     RDP = "rdp"
     EXACT = "exact"
@@ -409,8 +410,9 @@ def epsilon(
         event: what is released in all.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
-        method: ``auto`` is exact if all events are unsampled Gaussians, else the smaller one of
-            PLD (where dp-accounting is installed and right for the event) and RDP.
+        method: ``auto`` is exact if all events are unsampled Gaussians or trees of them (of kind
+            ``upper`` if a tree's sensitivity is only bounded), else the smaller one of PLD (where
+            dp-accounting is installed and right for the event) and RDP.
 
     Raises:
         InvalidParameter: for a delta, an adjacency or a method that is not possible.
@@ -431,11 +433,11 @@ def epsilon(
     if method is Method.PLD:
         return _by_pld(event, delta, adjacency)
     if method is not Method.RDP:
-        mu = _gaussian_mu(event, adjacency)
-        if mu is not None:
+        gaussian = _as_gaussian(event, adjacency)
+        if gaussian is not None:
             return Bound(
-                value=gaussian_epsilon(mu, delta),
-                kind=BoundKind.EXACT,
+                value=gaussian_epsilon(gaussian.mu, delta),
+                kind=gaussian.kind,
                 method=Method.EXACT,
                 delta=delta,
                 adjacency=adjacency,
@@ -483,19 +485,36 @@ def _smaller(event: Event, delta: float, accountant: RDPAccountant) -> Bound:
 # --- the exact Gaussian -------------------------------------------------------------------------
 
 
-def _gaussian_mu(event: Event, adjacency: Adjacency) -> float | None:
-    """The mu of Gaussian DP, mu^2 = sum n / z^2 (replace-one: four times that); None if mixed."""
-    squares = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GaussianDP:
+    mu: float
+    kind: BoundKind  # exact, or upper where mu itself is one
+
+
+def _as_gaussian(event: Event, adjacency: Adjacency) -> _GaussianDP | None:
+    """Gaussian DP with mu^2 = sum n / z^2 (replace-one: four times that); None if mixed.
+
+    A tree is one Gaussian release of squared sensitivity V, which is sometimes only bounded.
+    """
+    squares, kind = [], BoundKind.EXACT
     for leaf, count in leaves(event):
-        if not isinstance(leaf, Gaussian | NoiseShares | Group):
+        squared = 1
+        if isinstance(leaf, Gaussian):
+            z: float | None = leaf.noise_multiplier
+        elif isinstance(leaf, NoiseShares | Group):
+            z = _shared_z(leaf, adjacency)
+        elif isinstance(leaf, Tree) and adjacency is Adjacency.ZERO_OUT:
+            found = tree_squared_sensitivity(leaf.steps, leaf.participations, leaf.min_sep)
+            z, squared = leaf.noise_multiplier, found.squared
+            kind = kind if found.exact else BoundKind.UPPER
+        else:
             return None
-        z = leaf.noise_multiplier if isinstance(leaf, Gaussian) else _shared_z(leaf, adjacency)
         if z is None:
             return None
         inverse = 1.0 / z
-        squares.append(count_weight(count) * (inverse * inverse))
+        squares.append(count_weight(count * squared) * (inverse * inverse))
     scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
-    return scale * math.sqrt(math.fsum(squares))
+    return _GaussianDP(mu=scale * math.sqrt(math.fsum(squares)), kind=kind)
 
 
 def _shared_z(event: NoiseShares | Group, adjacency: Adjacency) -> float | None:
