@@ -50,7 +50,7 @@ from accounting.events import (
     leaves,
 )
 
-__all__ = ["group_event", "log_even_moments", "mean_runs", "survivors_event"]
+__all__ = ["group_chances", "group_event", "log_even_moments", "mean_runs", "survivors_event"]
 
 _MOMENTS_UP_TO = 256  # orders of M4's first entry; above, its second one alone
 _STEP = 0.05
@@ -280,6 +280,14 @@ def group_event(group: Group) -> Event:
                 )
 
     return scaled(group.event)
+
+
+def group_chances(k: int, rate: float) -> list[float]:
+    """How many of k units a Poisson sample at this rate holds: the probabilities of 0, 1, .., k."""
+    from scipy.stats import binom  # noqa: PLC0415  # slow to import, needed for sampled groups only
+
+    found: list[float] = binom.pmf(range(k + 1), k, rate).tolist()
+    return found
 
 
 @curve_of(NoiseShares)
