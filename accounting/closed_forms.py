@@ -167,7 +167,8 @@ def _distributed(
     with np.errstate(over="ignore"):
         first = a * (x * x / 2) + tau * dim
         second = a / 2 * (x * x + 2 * l1 * tau / total + tau * tau * dim)
-        third = a / 2 * (x + math.sqrt(dim) * tau) ** 2
+        root = x + math.sqrt(dim) * tau
+        third = a / 2 * (root * root)
     return np.minimum(np.minimum(first, second), third)
 
 
@@ -182,7 +183,7 @@ def _skellam(event: Skellam, orders: Orders, adjacency: Adjacency) -> Floats:
         a = whole.values
         with np.errstate(over="ignore"):
             bend = np.minimum(
-                ((2 * a - 1) * (l2 / mu) ** 2 + 6 * (l1 / mu / mu)) / 4, 1.5 * l1 / mu
+                ((2 * a - 1) * (l2 / mu * (l2 / mu)) + 6 * (l1 / mu / mu)) / 4, 1.5 * l1 / mu
             )
             log_a[:] = (a - 1) * (a * (l2 / mu * l2 / 2) + bend)
 

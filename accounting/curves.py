@@ -55,6 +55,7 @@ __all__ = [
     "MAX_ORDER",
     "MIN_ORDER",
     "Orders",
+    "add_curve",
     "best_order",
     "between_whole_orders",
     "combined_gaussian",
@@ -146,7 +147,8 @@ class Orders:
 
     def to_log_delta(self, curve: Floats, epsilon: float) -> Floats:
         """Natural log of delta at each order for this epsilon, not clipped at zero."""
-        return (self.values - 1.0) * (curve - epsilon + self._log_shrink) - self._log_order
+        with np.errstate(over="ignore"):
+            return (self.values - 1.0) * (curve - epsilon + self._log_shrink) - self._log_order
 
 
 @lru_cache(maxsize=4096)
@@ -214,8 +216,14 @@ def total_curve(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     """
     total = np.zeros(len(orders))
     for leaf, count in leaves(event):
-        total += count_weight(count) * leaf_curve(leaf, orders, adjacency)
+        add_curve(total, count, leaf_curve(leaf, orders, adjacency))
     return total
+
+
+def add_curve(total: Floats, count: int, curve: Floats) -> None:
+    """Adds ``count`` times a curve in place; what is beyond all floats is infinite."""
+    with np.errstate(over="ignore"):
+        total += count_weight(count) * curve
 
 
 @lru_cache(maxsize=8192)
@@ -255,7 +263,9 @@ def _fresh_curve(leaf: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     function = _CURVES.get(type(leaf))
     if function is None:
         raise UnsupportedEvent(f"no RDP curve is known for {leaf}", event=leaf)
-    return np.maximum(function(leaf, orders, adjacency), _TINY)
+    with np.errstate(over="ignore", invalid="ignore"):  # at the ends of the floats: infinite
+        curve = function(leaf, orders, adjacency)
+    return np.maximum(np.where(np.isnan(curve), np.inf, curve), _TINY)
 
 
 def inner_curve(event: Event, highest: int, adjacency: Adjacency) -> Floats:
@@ -269,7 +279,7 @@ def inner_curve(event: Event, highest: int, adjacency: Adjacency) -> Floats:
     orders = _whole_up_to(highest)
     total = np.zeros(len(orders))
     for leaf, count in leaves(event):
-        total += count_weight(count) * _fresh_curve(leaf, orders, adjacency)
+        add_curve(total, count, _fresh_curve(leaf, orders, adjacency))
     return total
 
 
@@ -662,8 +672,8 @@ def _log1p_excess(a: Floats, g: Floats, log_weight: Floats) -> Floats:
     # g rises along the grid, and a > 1: each of the other two forms is needed on one piece only.
     near = slice(*np.searchsorted(g, (-0.1, 0.1)))
     if near.start < near.stop:
-        powers = np.cumprod(np.broadcast_to(g[near], (14, near.stop - near.start)), axis=0)[1:]
-        powers /= _FACTORIALS[:, None]
+        repeated = np.broadcast_to(g[near], (14, near.stop - near.start))
+        powers = np.cumprod(repeated, axis=0, dtype=np.float64)[1:] / _FACTORIALS[:, None]
         series = (order * np.expm1(np.log(order) * (_TAYLOR - 1))) @ powers
         np.copyto(integrand[:, near], series, where=np.abs(ag[:, near]) < 0.1)
     integrand *= weight

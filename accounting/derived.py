@@ -213,7 +213,8 @@ def mean_runs(eta: float, gamma: float) -> float:
     log_gamma = math.log(gamma)
     exponent = eta * log_gamma
     per = -math.expm1(exponent) / eta if abs(exponent) > 1e-300 and eta else -log_gamma
-    return (1 - gamma) / (gamma * per) * (1 + 1e-14)
+    stop = gamma * per
+    return (1 - gamma) / stop * (1 + 1e-14) if stop > 0 else math.inf  # stop may underflow
 
 
 def _select_poisson(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import (
@@ -34,6 +35,7 @@ from accounting import (
     NonPrivate,
     Poisson,
     PureDP,
+    RDPAccountant,
     Repeat,
     Select,
     Shuffled,
@@ -41,9 +43,11 @@ from accounting import (
     Tree,
     digest,
     dump,
+    epsilon,
     parse,
 )
 from accounting.events import MAX_DEPTH, MAX_NODES, from_json, leaves, to_json
+from accounting.pld import pld_supports
 
 positive = st.floats(min_value=5e-324, max_value=1.7e308, allow_subnormal=True)
 rates = st.floats(min_value=0, max_value=1, exclude_min=True)
@@ -125,6 +129,37 @@ def test_parse_inverts_dump(event: Event) -> None:
     assert parse(text) == event
     assert dump(parse(text)) == text
     assert parse(text.encode()) == event
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events,
+    adjacencies,
+    st.one_of(st.floats(), st.integers(), st.sampled_from([5e-324, 1e-5, 0.5, 1 - 2**-53])),
+    st.one_of(st.floats(), st.sampled_from([0, 10**400, 1.0])),
+    st.sampled_from([1, 3, 1 << 53, 10**400]),
+)
+@pytest.mark.filterwarnings("ignore::accounting.errors.OrderAtEdgeWarning")
+def test_whatever_is_asked_the_answer_is_a_number_or_our_error(
+    event: Event, adjacency: Adjacency, delta: float, value: float, count: int
+) -> None:
+    def answers(ask: Callable[[], float]) -> None:
+        try:
+            assert ask() >= 0  # and so no NaN
+        except AccountingError:
+            return
+
+    accountant = RDPAccountant(adjacency=adjacency)
+    try:
+        accountant.compose(event, count)
+    except AccountingError:
+        assert accountant.events == ()
+    answers(lambda: epsilon(event, delta, adjacency=adjacency, method="rdp").value)
+    answers(lambda: epsilon(event, delta, adjacency=adjacency, method="exact").value)
+    answers(lambda: accountant.epsilon(delta).value)
+    answers(lambda: accountant.delta(value).delta)
+    answers(lambda: accountant.epsilon_at(value, delta).value)
+    answers(lambda: float(pld_supports(event, adjacency)))
 
 
 @given(events)
