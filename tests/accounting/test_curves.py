@@ -128,7 +128,8 @@ def test_random_points_of_the_box_agree_with_exact_arithmetic(seed: int) -> None
 RATES = (1e-8, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6, 1.0)
 NOISES = (0.3, 0.45, 0.7, 1.0, 1.6, 2.7, 5.0, 10.0, 23.0, 50.0)
 WHOLE = (2, 3, 4, 6, 9, 17, 33, 63, 128, 255, 512, 1024)
-REAL = (1.01, 1.05, 1.1, 1.5, 1.99, 2.5, 4.7, 7.3, 10.9, 33.3, 140.5)
+REAL = (1.01, 1.5, 2.5, 7.3, 140.5)  # a quadrature in 40 digits takes seconds
+FEW_NOISES = (0.3, 1.0, 5.0, 50.0)
 
 
 def worst_point(q: float, noises: tuple[float, ...], *, whole: bool) -> tuple[float, float, float]:
@@ -157,7 +158,7 @@ def test_the_worst_point_of_a_grid_of_whole_orders_is_within_1e_12(q: float) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("q", RATES)
 def test_the_worst_point_of_a_grid_of_real_orders_is_within_1e_9(q: float) -> None:
-    assert worst_point(q, NOISES, whole=False)[0] < 1e-9
+    assert worst_point(q, FEW_NOISES, whole=False)[0] < 1e-9
 
 
 @pytest.mark.long
