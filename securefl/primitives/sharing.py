@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from securefl.errors import SecureFLError, WireError
 from securefl.primitives.field import PRIME
 from securefl.primitives.field import fold as _fold
-from securefl.primitives.field import reduce as _reduce
+from securefl.primitives.field import residue as _reduce
 from securefl.primitives.field import uniform as _uniform
 
 __all__ = [

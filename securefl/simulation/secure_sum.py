@@ -259,22 +259,12 @@ def _machines(
     config: RoundConfig, policy: ClientPolicy
 ) -> tuple[ServerMachine, Mapping[ClientId, ClientMachine]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
+    if config.protocol is Protocol.LIGHTSECAGG:
+        return _coded_machines(config, policy)
     identities: dict[ClientId, IdentityKey] = {}
     if config.adversary is Adversary.ACTIVE:
         identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
     directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    if config.protocol is Protocol.LIGHTSECAGG:
-        return LightSecAggServer(config, directory=directory), {
-            u: LightSecAggClient(
-                u,
-                config,
-                context_digest=_CONTEXT,
-                policy=policy,
-                identity=identities.get(u),
-                directory=directory,
-            )
-            for u in config.cohort
-        }
     clients = {
         u: SecAggClient(
             u,
@@ -300,26 +290,19 @@ def _params(
 ) -> SecAggParams | LightSecAggParams:
     """The strongest parameters with this many alive."""
     active = adversary is Adversary.ACTIVE
-    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph;
-    # in LightSecAgg 2U > n + T with T >= 1, and U = alive.
-    least = 3
-    if active:
-        least = {"secagg": -(-(n + 3) // 2), "secagg+": 3, "lightsecagg": (n + 1) // 2 + 1}[
-            protocol
-        ]
+    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
+    least = -(-(n + 3) // 2) if active and protocol == "secagg" else 3
     wanted = max(default_threshold(n), least) if threshold is None else threshold
     against = f" against an active server ({n} clients)" if least > 3 else ""
     alive = _whole("threshold", wanted, least=least, most=n, why=against)
+    if protocol == "lightsecagg":
+        return _coded(n, adversary, alive, degree)
     if protocol == "secagg+":
         return _sparse(n, adversary, alive, degree)
     if degree is not None:
         raise ConfigurationError(
-            f'degree={degree!r} belongs to protocol "secagg+"; {protocol!r} joins everybody'
+            f'degree={degree!r} belongs to protocol "secagg+"; "secagg" joins everybody'
         )
-    if protocol == "lightsecagg":
-        T = min(n // 2, alive - 2, 2 * alive - n - 1 if active else n)
-        threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
-        return LightSecAggParams.of(n, threat)
     t = alive - 1
     threat = ThreatModel(
         adversary=adversary, corrupt=2 * t - n if active else t - 1, dropped=n - alive
@@ -344,6 +327,42 @@ def _sparse(n: int, adversary: Adversary, alive: int, degree: int | None) -> Sec
         f"{threat.dropped} dropped ones against an {adversary.name} server; "
         'raise threshold or use protocol "secagg"'
     )
+
+
+def _coded(n: int, adversary: Adversary, alive: int, degree: int | None) -> LightSecAggParams:
+    """LightSecAgg that everybody alive can open, against as many colluders as it bears."""
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; "lightsecagg" joins everybody'
+        )
+    T = min(n // 2, alive - 2)
+    if adversary is Adversary.ACTIVE:  # 2U > n + T with T >= 1, and U = alive
+        why = f" against an active server ({n} clients)"
+        alive = _whole("threshold", alive, least=(n + 1) // 2 + 1, most=n, why=why)
+        T = min(T, 2 * alive - n - 1)
+    threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
+    return LightSecAggParams.of(n, threat)
+
+
+def _coded_machines(
+    config: RoundConfig, policy: ClientPolicy
+) -> tuple[LightSecAggServer, dict[ClientId, LightSecAggClient]]:
+    """Fresh machines of LightSecAgg, with fresh identities where the session needs them."""
+    active = config.adversary is Adversary.ACTIVE
+    identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {}
+    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+    clients = {
+        u: LightSecAggClient(
+            u,
+            config,
+            context_digest=_CONTEXT,
+            policy=policy,
+            identity=identities.get(u),
+            directory=directory,
+        )
+        for u in config.cohort
+    }
+    return LightSecAggServer(config, directory=directory), clients
 
 
 def _whole(name: str, value: object, *, least: int, most: int, why: str = "") -> int:

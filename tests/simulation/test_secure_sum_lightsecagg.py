@@ -73,7 +73,7 @@ def test_what_could_wrap_around_the_field_is_refused() -> None:
 def test_parameters_of_other_protocols_and_impossible_thresholds_are_refused() -> None:
     vectors = {c: [1] for c in range(10)}
     for changes, message in (
-        ({"degree": 4}, "belongs to protocol \"secagg\\+\"; 'lightsecagg' joins everybody"),
+        ({"degree": 4}, 'belongs to protocol "secagg\\+"; "lightsecagg" joins everybody'),
         ({"threshold": 2}, "threshold must be an integer in 3..10"),
         ({"threshold": 5, "adversary": "active"}, "in 6..10 against an active server"),
         ({"drop": {"unmasking": [1]}}, "unknown phase 'unmasking'"),
