@@ -27,6 +27,7 @@ from securefl.protocols.lightsecagg.params import (
     check_sum_fits,
     most_input_bits,
 )
+from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
 from securefl.protocols.lightsecagg.server import LightSecAggServer
 from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg.client import SecAggClient
@@ -349,20 +350,13 @@ def _coded_machines(
 ) -> tuple[LightSecAggServer, dict[ClientId, LightSecAggClient]]:
     """Fresh machines of LightSecAgg, with fresh identities where the session needs them."""
     active = config.adversary is Adversary.ACTIVE
-    identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {}
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    clients = {
-        u: LightSecAggClient(
-            u,
-            config,
-            context_digest=_CONTEXT,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-        )
-        for u in config.cohort
-    }
-    return LightSecAggServer(config, directory=directory), clients
+    return make_coded_parties(
+        config,
+        config.cohort.ids,
+        context_digest=_CONTEXT,
+        policy=policy,
+        identities={u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {},
+    )
 
 
 def _whole(name: str, value: object, *, least: int, most: int, why: str = "") -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefl import secure_sum
+from securefl.encoding import CodecSpec, UpdateCodec, Weighting, sum_encoded
 from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.protocols.lightsecagg import ClientPolicy, LightSecAggParams
+from securefl.protocols.lightsecagg.parties import make_parties
+from securefl.round import AggregateSum, ClientId, Cohort, RoundId, ThreatModel
+from securefl.simulation.session import run_session
 
 FOUR = ["advertise_keys", "share_masks", "masked_input_collection", "recovery"]
 
@@ -80,3 +86,46 @@ def test_parameters_of_other_protocols_and_impossible_thresholds_are_refused() -
     ):
         with pytest.raises(ConfigurationError, match=message):
             secure_sum(vectors, protocol="lightsecagg", **changes)
+
+
+@pytest.mark.parametrize("weighting", list(Weighting))
+def test_updates_encoded_for_the_field_decode_to_the_mean_of_the_survivors(
+    weighting: Weighting,
+) -> None:
+    """Signed steps modulo 2^31 - 1 through the machines: the same bits as a plain sum of them."""
+    n, weighted = 6, weighting is Weighting.WEIGHTED
+    spec = CodecSpec.plan(
+        dimension=5,
+        clip_norm=1.0,
+        max_clients=n,
+        modulus=2**31 - 1,
+        weighting=weighting,
+        max_weight=9 if weighted else 1,
+    )
+    codec = UpdateCodec(spec)
+    generator = np.random.default_rng(3)
+    threat = ThreatModel(corrupt=1, dropped=2)
+    config = LightSecAggParams.of(n, threat).config(
+        round_id=RoundId(0),
+        cohort=Cohort.of(range(n)),
+        m=spec.length,
+        context_digest=bytes(32),
+        server_nonce=bytes(32),
+    )
+    policy = ClientPolicy(gamma=0)
+    server, clients = make_parties(
+        config, config.cohort.ids, context_digest=bytes(32), policy=policy, identities={}
+    )
+    vectors = {
+        u: codec.encode(generator.normal(size=5), weight=1 + 2 * u if weighted and u < 5 else 1)
+        for u in config.cohort
+    }
+    drops = {"masked_input_collection": [ClientId(2)]}
+    aggregate = run_session(server, clients, vectors, drops=drops).aggregate
+    plain = sum_encoded([vectors[u] for u in aggregate.survivors])
+    assert aggregate.survivors == tuple(u for u in range(n) if u != 2)
+    assert aggregate.vector == plain
+    assert min(x for v in vectors.values() for x in v.centred().tolist()) < 0
+    found = codec.decode(aggregate)
+    again = codec.decode(AggregateSum(vector=plain, survivors=aggregate.survivors, min_honest=4))
+    assert found.mean.tolist() == again.mean.tolist()
