@@ -1,4 +1,4 @@
-"""The command ``securefl plan``: from a threat model to graph, threshold, ring and bytes.
+"""The command ``securefl plan``: from a threat model to parameters, ring and bytes of a protocol.
 
 It turns words and rates into the calculator's numbers and prints what comes back, as sentences or
 as JSON. ``cli`` registers it; errors become exit codes there. This module decides nothing itself.
@@ -24,6 +24,11 @@ class _Server(StrEnum):
     ACTIVE = "active"
 
 
+class _Protocol(StrEnum):
+    SECAGG = "secagg"
+    LIGHTSECAGG = "lightsecagg"
+
+
 class _Graph(StrEnum):
     AUTO = "auto"
     COMPLETE = "complete"
@@ -47,6 +52,13 @@ def plan(
     input_bits: Annotated[int, typer.Option(help="Bits of one client's entry.")] = 16,
     sigma: Annotated[int, typer.Option(help="Privacy fails with at most 2^-sigma.")] = 40,
     eta: Annotated[int, typer.Option(help="A round is lost with at most 2^-eta.")] = 20,
+    protocol: Annotated[
+        _Protocol,
+        typer.Option(help="secagg (or SecAgg+); lightsecagg, compared with it."),
+    ] = _Protocol.SECAGG,
+    bandwidth: Annotated[
+        float, typer.Option(help="lightsecagg: Mbit/s of one client's link, each direction.")
+    ] = 100.0,
     graph: Annotated[
         _Graph, typer.Option(help="Take this graph; auto: the fewest neighbours that are safe.")
     ] = _Graph.AUTO,
@@ -55,7 +67,7 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Choose graph, threshold and ring of a secure sum from a threat model, and say why."""
+    """Choose the parameters of a secure sum from a threat model, and say why."""
     from securefl.protocols.secagg import calculator  # noqa: PLC0415  # numpy, ciphers: load late
 
     A, D = _count("--corrupt", corrupt, clients), _count("--dropout", dropout, clients)
@@ -64,24 +76,38 @@ def plan(
             "--corrupt 0 assumes that no client ever colludes with the server; "
             "give the most that may, or say --assume-no-corruption"
         )
+    threat = ThreatModel(
+        adversary=Adversary.ACTIVE if adversary is _Server.ACTIVE else Adversary.SEMI_HONEST,
+        corrupt=A,
+        dropped=D,
+        assume_no_corruption=no_corruption,
+    )
+    light = None
+    if protocol is _Protocol.LIGHTSECAGG:
+        from securefl.protocols.lightsecagg import calculator as coded  # noqa: PLC0415  # as above
+
+        light = coded.plan_round(clients, threat, length=length, input_bits=input_bits)
     found = calculator.plan_round(
         clients,
-        ThreatModel(
-            adversary=Adversary.ACTIVE if adversary is _Server.ACTIVE else Adversary.SEMI_HONEST,
-            corrupt=A,
-            dropped=D,
-            assume_no_corruption=no_corruption,
-        ),
+        threat,
         length=length,
         input_bits=input_bits,
         sigma=sigma,
         eta=eta,
         graph=None if graph is _Graph.AUTO else calculator.GraphKind(graph.value),
     )
+    summary: dict[str, str | int | float | None] = {**found.summary()}
+    text = found.explain()
+    if light is not None:
+        from securefl.protocols.comparison import compare  # noqa: PLC0415  # as above
+
+        comparison = compare(found, light, bandwidth=bandwidth * 1e6)
+        summary = {**light.summary(), **comparison.summary()}
+        text = f"{light.explain()}\n{comparison.explain()}"
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=2))
+        typer.echo(json.dumps(summary, indent=2))
         return
-    typer.echo(found.explain())
+    typer.echo(text)
     typer.echo("The sum itself is exact, not private: that takes differential privacy.")
 
 

@@ -113,11 +113,11 @@ def test_demands_change_the_plan() -> None:
 
 def test_the_words_are_those_of_the_documentation() -> None:
     page = (DOCS / "how-to" / "plan-a-round.md").read_text("utf-8")
-    (said,) = re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    commands = re.findall(r"^\$ securefl (.*)$", page, re.MULTILINE)
-    assert run(*commands[0].split()).stdout == said
+    said = re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    *commands, fails = re.findall(r"^\$ securefl (.*)$", page, re.MULTILINE)
+    assert [run(*command.split()).stdout for command in commands] == said
     (error,) = re.findall(r"^error: .*\n", page, re.MULTILINE)
-    refused = run(*commands[1].split())
+    refused = run(*fails.split())
     assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", error)
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (printed,) = re.findall(r"# (\d.*)$", code, re.MULTILINE)
@@ -171,3 +171,19 @@ def test_planning_loads_neither_training_nor_statistics() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_lightsecagg_is_planned_and_compared() -> None:
+    given = (100, "5%", "50%", "semi-honest", "--protocol", "lightsecagg", "--length", "50000")
+    slow = json.loads(plan(*given, "--bandwidth", "10", "--json").stdout)
+    expected = {"protocol": "lightsecagg", "U": 50, "T": 5, "share_length": 1112}
+    assert {name: slow[name] for name in expected} == expected
+    assert slow["faster"] == "secagg"
+    assert slow["faster_from_bandwidth"] > 1e7
+    words = plan(*given, "--bandwidth", "10000").stdout
+    assert "LightSecAgg finishes before SecAgg+" in words
+    assert "any U=50 answers open the sum" in words
+    assert words.endswith("differential privacy.\n")
+    refused = plan(*given, "--input-bits", "30")
+    assert refused.returncode == 2
+    assert "use 1 to 24 bits" in refused.stderr

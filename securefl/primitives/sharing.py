@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.errors import SecureFLError, WireError
+from securefl.primitives.field import PRIME, inverse, residue, uniform
+from securefl.primitives.field import fold as _fold
 
 __all__ = [
     "PRIME",
@@ -34,11 +36,9 @@ __all__ = [
     "word_count",
 ]
 
-PRIME = (1 << 31) - 1
 WORD_BITS = 30
 
 _P = np.uint64(PRIME)
-_31 = np.uint64(31)
 
 
 class Unreconstructable(SecureFLError):
@@ -48,35 +48,6 @@ class Unreconstructable(SecureFLError):
 def word_count(secret_bytes: int) -> int:
     """Field elements per share: 16 bytes -> 5, 32 bytes -> 9."""
     return -(-8 * secret_bytes // WORD_BITS)
-
-
-def _fold(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The value x modulo p up to a small multiple: (x & p) + (x >> 31), for 2^31 = 1 (mod p)."""
-    return (x & _P) + (x >> _31)
-
-
-def residue(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The value x modulo p, fully, for any x < 2^64, without a branch."""
-    folded = _fold(_fold(_fold(x)))  # < 2^33 + 2^31, then < 2^31 + 8, then <= p
-    return folded - _P * (folded >= _P).astype(np.uint64)
-
-
-def uniform(rows: int, columns: int, random_bytes: Callable[[int], bytes]) -> NDArray[np.uint64]:
-    """Uniform field elements, uint64[rows, columns], by rejection.
-
-    One block of 4 bytes each is read in row order and masked to 31 bits; the value p, the only one
-    that is no field element, is redrawn after the block until none is left. Reducing modulo p
-    instead would make 0 twice as likely as any other value.
-    """
-
-    def draw(count: int) -> NDArray[np.uint64]:
-        raw = np.frombuffer(random_bytes(4 * count), dtype="<u4")
-        return raw.astype(np.uint64) & _P
-
-    values = draw(rows * columns)
-    while (rejected := np.flatnonzero(values == _P)).size:
-        values[rejected] = draw(rejected.size)
-    return values.reshape(rows, columns)
 
 
 def _to_words(secret: bytes) -> NDArray[np.uint64]:
@@ -135,16 +106,6 @@ def parse_share_words(data: memoryview | bytes) -> NDArray[np.uint32]:
     if words.size and int(words.max()) >= PRIME:
         raise WireError(f"a share holds {int(words.max())}, which is not below {PRIME}")
     return words
-
-
-def inverse(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """1 / x mod p for x in [1, p), any shape: x^(p - 2), squaring and multiplying from the top."""
-    result = x
-    for bit in f"{PRIME - 2:b}"[1:]:
-        result = residue(result * result)
-        if bit == "1":
-            result = residue(result * x)
-    return result
 
 
 def multipliers(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -24,16 +24,24 @@ from numpy.typing import NDArray
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
 from securefl.primitives.signing import IdentityKey
+from securefl.protocols.lightsecagg.client import LightSecAggClient
+from securefl.protocols.lightsecagg.params import (
+    LightSecAggParams,
+    check_sum_fits,
+    most_input_bits,
+)
+from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
+from securefl.protocols.lightsecagg.server import LightSecAggServer
+from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg.choice import least_alive, strongest
-from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
 from securefl.protocols.secagg.parties import make_parties
-from securefl.protocols.secagg.server import SecAggServer
 from securefl.round import (
     SERVER,
     Adversary,
     ClientId,
     Cohort,
+    Protocol,
     RoundConfig,
     RoundId,
     ThreatModel,
@@ -45,7 +53,7 @@ __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
-_PROTOCOLS = ("secagg", "secagg+")
+_PROTOCOLS = ("secagg", "secagg+", "lightsecagg")
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
@@ -73,7 +81,7 @@ class SecureSum:
     """The sum and how it came about.
 
     Attributes:
-        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits.
+        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits ("lightsecagg": as it is).
         survivors: the caller's ids whose vectors are in the sum, ascending.
         transcript: everything the server saw, in its order.
         bytes_up, bytes_down: bytes per client id.
@@ -109,7 +117,7 @@ def secure_sum(
     drop: Mapping[str, Collection[int]] | None = None,
     threshold: int | None = None,
     degree: int | None = None,
-    bits: int = 32,
+    bits: int | None = None,
     processes: int = 1,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
@@ -118,20 +126,24 @@ def secure_sum(
     Args:
         vectors: by client id (any integers), at least 3; equal lengths, 0 is allowed; lists,
             tuples or integer arrays with 0 <= value < 2^bits.
-        protocol: "secagg" (every client shares masks with every other) or "secagg+" (with
-            ``degree`` others on a random ring; one client in twenty, at least one, may collude).
+        protocol: "secagg" (every client shares masks with every other), "secagg+" (with
+            ``degree`` others on a random ring; one client in twenty, at least one, may collude) or
+            "lightsecagg" (coded shares of one mask per client; half of the clients may collude, or
+            ``threshold`` - 2 if that is less, or what an active adversary leaves).
         adversary: "semi-honest": the server follows the protocol and may collude with fewer than
             ``threshold`` - 1 clients. "active": it may also tell each client something else, and
             collude with at most 2 (``threshold`` - 1) - n; one more phase, signed messages.
         drop: phase ("advertise_keys", "share_keys", "masked_input_collection", with an active
-            adversary "consistency_check", "unmasking") to the clients that vanish before they send
-            that phase's message.
+            adversary "consistency_check", "unmasking"; in "lightsecagg" "share_masks" for the
+            second and "recovery" for the last) to the clients that vanish before they send that
+            phase's message.
         threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1 (more
             where an active adversary needs more). In "secagg" the secret sharing threshold is one
             less. In "secagg+" it counts until the vectors are in; after that every client needs
             enough of its neighbours.
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
-        bits: the sum is modulo 2^bits, 1..64.
+        bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" the bits of an entry,
+            so few that no sum wraps around 2^31 - 1; default the most.
         processes: worker processes in which the server expands masks, 1..256; 1 has none. The sum
             is the same. Pays off for many dropouts and long vectors. Workers import the calling
             script, which therefore needs an ``if __name__ == "__main__":`` guard.
@@ -162,12 +174,12 @@ def secure_sum(
             f"the adversary is one of {tuple(_ADVERSARIES)} (a server that follows the protocol, "
             f"or one that does not), found {adversary!r}"
         )
-    bits = _whole("bits", bits, least=1, most=64)
     outside = _client_ids(vectors)
+    bits = _entry_bits(len(outside), protocol, bits)
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
     params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
-    ring = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
-    lengths = {c: len(ring[inside[c]]) for c in outside}
+    integers = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
+    lengths = {c: len(integers[inside[c]]) for c in outside}
     m = lengths[outside[0]]
     odd = [c for c in outside if lengths[c] != m]
     if odd:
@@ -175,14 +187,8 @@ def secure_sum(
             f"all vectors need one length: client {outside[0]} has {m} entries, "
             f"client {odd[0]} has {lengths[odd[0]]}"
         )
-    config = params.config(
-        round_id=RoundId(0),
-        cohort=Cohort.of(inside.values()),
-        m=m,
-        b=bits,
-        context_digest=_CONTEXT,
-        server_nonce=os.urandom(32),
-    )
+    config = _config(params, Cohort.of(inside.values()), m, bits)
+    ring = {u: RingVector(vector.values, config.modulus) for u, vector in integers.items()}
     with _pool(_whole("processes", processes, least=1, most=256)) as executor:
         server, clients = _machines(
             config,
@@ -236,6 +242,27 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def _entry_bits(n: int, protocol: str, bits: int | None) -> int:
+    if protocol != "lightsecagg":
+        return _whole("bits", 32 if bits is None else bits, least=1, most=64)
+    entry_bits = _whole("bits", most_input_bits(n) if bits is None else bits, least=1, most=64)
+    check_sum_fits(n, entry_bits)
+    return entry_bits
+
+
+def _config(
+    params: SecAggParams | LightSecAggParams, cohort: Cohort, m: int, bits: int
+) -> RoundConfig:
+    nonce = os.urandom(32)
+    if isinstance(params, LightSecAggParams):
+        return params.config(
+            round_id=RoundId(0), cohort=cohort, m=m, context_digest=_CONTEXT, server_nonce=nonce
+        )
+    return params.config(
+        round_id=RoundId(0), cohort=cohort, m=m, b=bits, context_digest=_CONTEXT, server_nonce=nonce
+    )
+
+
 def _pool(processes: int) -> AbstractContextManager[Executor | None]:
     """Workers that start on the first job. Spawned: a fork would copy all secrets and locks."""
     if processes == 1:
@@ -245,8 +272,10 @@ def _pool(processes: int) -> AbstractContextManager[Executor | None]:
 
 def _machines(
     config: RoundConfig, policy: ClientPolicy, executor: Executor | None
-) -> tuple[SecAggServer, dict[ClientId, SecAggClient]]:
+) -> tuple[ServerMachine, Mapping[ClientId, ClientMachine]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
+    if config.protocol is Protocol.LIGHTSECAGG:
+        return _coded_machines(config, policy)
     active = config.adversary is Adversary.ACTIVE
     return make_parties(
         config,
@@ -261,7 +290,7 @@ def _machines(
 
 def _params(
     n: int, protocol: str, adversary: Adversary, threshold: int | None, degree: int | None
-) -> SecAggParams:
+) -> SecAggParams | LightSecAggParams:
     """The strongest parameters with this many alive."""
     active = adversary is Adversary.ACTIVE
     # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
@@ -269,6 +298,8 @@ def _params(
     wanted = max(default_threshold(n), least) if threshold is None else threshold
     against = f" against an active server ({n} clients)" if least > 3 else ""
     alive = _whole("threshold", wanted, least=least, most=n, why=against)
+    if protocol == "lightsecagg":
+        return _coded(n, adversary, alive, degree)
     if protocol == "secagg+":
         return _sparse(n, adversary, alive, degree)
     t = alive - 1
@@ -284,6 +315,35 @@ def _sparse(n: int, adversary: Adversary, alive: int, degree: int | None) -> Sec
     if degree is not None:
         degree = _whole("degree", degree, least=2, most=n - 1, why=", an even integer")
     return strongest(n, threat, sparse=True, degree=degree)
+
+
+def _coded(n: int, adversary: Adversary, alive: int, degree: int | None) -> LightSecAggParams:
+    """LightSecAgg that everybody alive can open, against as many colluders as it bears."""
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; "lightsecagg" joins everybody'
+        )
+    T = min(n // 2, alive - 2)
+    if adversary is Adversary.ACTIVE:  # 2U > n + T with T >= 1, and U = alive
+        why = f" against an active server ({n} clients)"
+        alive = _whole("threshold", alive, least=(n + 1) // 2 + 1, most=n, why=why)
+        T = min(T, 2 * alive - n - 1)
+    threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
+    return LightSecAggParams.of(n, threat)
+
+
+def _coded_machines(
+    config: RoundConfig, policy: ClientPolicy
+) -> tuple[LightSecAggServer, dict[ClientId, LightSecAggClient]]:
+    """Fresh machines of LightSecAgg, with fresh identities where the session needs them."""
+    active = config.adversary is Adversary.ACTIVE
+    return make_coded_parties(
+        config,
+        config.cohort.ids,
+        context_digest=_CONTEXT,
+        policy=policy,
+        identities={u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {},
+    )
 
 
 def _whole(name: str, value: object, *, least: int, most: int, why: str = "") -> int:

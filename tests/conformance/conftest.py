@@ -11,6 +11,11 @@ import pytest
 
 from securefl.modular import RingVector, ring_dtype
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.protocols.lightsecagg import (
+    LightSecAggClient,
+    LightSecAggParams,
+    LightSecAggServer,
+)
 from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
 from securefl.round import (
@@ -100,6 +105,38 @@ def secagg(
     return build
 
 
+def lightsecagg(*, active: bool = False) -> Callable[[], Instance]:
+    def build() -> Instance:
+        adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
+        params = LightSecAggParams.of(
+            N, ThreatModel(adversary=adversary, corrupt=1, dropped=N - ALIVE), T=2
+        )
+        config = params.config(
+            round_id=RoundId(9),
+            cohort=Cohort.of(range(1, N + 1)),
+            m=3,
+            context_digest=bytes(32),
+            server_nonce=os.urandom(32),
+        )
+        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
+        directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+        clients = {
+            u: LightSecAggClient(
+                u,
+                config,
+                context_digest=bytes(32),
+                policy=ClientPolicy(gamma=0),
+                identity=identities[u],
+                directory=directory,
+            )
+            for u in config.cohort
+        }
+        server = LightSecAggServer(config, directory=directory)
+        return Instance(server, dict(clients), config.modulus, config.m, identities=identities)
+
+    return build
+
+
 PROTOCOLS = {
     "secagg": secagg(),
     "secagg-own-share": secagg(layout=Layout.ALL),
@@ -107,6 +144,8 @@ PROTOCOLS = {
     "secagg-own-share-active": secagg(layout=Layout.ALL, active=True),
     "secagg+": secagg(k=4),
     "secagg+-active": secagg(k=4, active=True, alive=6),
+    "lightsecagg": lightsecagg(),
+    "lightsecagg-active": lightsecagg(active=True),
 }
 
 

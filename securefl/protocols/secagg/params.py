@@ -11,12 +11,12 @@ from the numbers in the configuration alone. This module knows no keys and no me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, perm
 
 from securefl.errors import ConfigurationError
+from securefl.protocols.policy import SIGMA, ClientPolicy, check_demands
 from securefl.round import (
     Adversary,
     Cohort,
@@ -27,7 +27,6 @@ from securefl.round import (
     RoundConfig,
     RoundId,
     ThreatModel,
-    ceil_rate,
 )
 from securefl.wire import packed_bytes
 
@@ -44,8 +43,6 @@ __all__ = [
     "ring_stays_connected",
 ]
 
-SIGMA = 40
-"""Statistical security of a random graph: what it promises fails with probability 2^-SIGMA."""
 ETA = 20
 """Correctness of a random graph: D dropouts lose the round with probability 2^-ETA at most."""
 
@@ -425,50 +422,12 @@ def _honest(
     return survivors - A
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientPolicy:
-    """What a client demands of every configuration, whatever the server proposes.
-
-    Attributes:
-        adversary: the weakest server it is willing to face unprotected: ``SEMI_HONEST`` accepts
-            both kinds of session, ``ACTIVE`` refuses semi-honest ones.
-        gamma: at least ⌈γn⌉ clients must be assumed corrupt; in [0, 1].
-        n_min: fewest inputs it wants to be hidden among, at least 3.
-        assume_no_corruption: accept A = 0 (then γ must be 0).
-        sigma: statistical security demanded of a random neighbour graph, at least 1.
-        experimental_active_graph: accept SecAgg+ against an active server, for which there is an
-            argument and no published proof.
-
-    Raises:
-        ConfigurationError: if γ is no rate, n_min is below 3 or sigma below 1.
-    """
-
-    adversary: Adversary = Adversary.SEMI_HONEST
-    gamma: Fraction | str | float = field(default=Fraction(1, 20))
-    n_min: int = 3
-    assume_no_corruption: bool = False
-    sigma: int = SIGMA
-    experimental_active_graph: bool = False
-
-    def __post_init__(self) -> None:
-        ceil_rate(self.gamma, 1)
-        if self.sigma < 1:
-            raise ConfigurationError(f"a policy's sigma must be at least 1, found {self.sigma}")
-        if self.n_min < 3:
-            raise ConfigurationError(f"a policy's n_min must be at least 3, found {self.n_min}")
-
-
 def check_policy(config: RoundConfig, policy: ClientPolicy) -> None:
     """A client's own check, before it emits anything.
 
     Raises:
         ConfigurationError: if the configuration is unsafe or weaker than the policy.
     """
-    if config.adversary < policy.adversary:
-        raise ConfigurationError(
-            f"the policy demands protection against an {policy.adversary.name} server, "
-            f"the configuration offers {config.adversary.name}"
-        )
     check_config(config, assume_no_corruption=policy.assume_no_corruption, sigma=policy.sigma)
     active = config.adversary is Adversary.ACTIVE
     sparse = config.protocol is Protocol.SECAGG_PLUS
@@ -477,14 +436,4 @@ def check_policy(config: RoundConfig, policy: ClientPolicy) -> None:
             "SecAgg+ against an active server has no published proof; a client takes part only "
             "with experimental_active_graph=True in its policy"
         )
-    least = ceil_rate(policy.gamma, config.n)
-    if least > config.A:
-        raise ConfigurationError(
-            f"the policy assumes at least {least} corrupt clients among {config.n} "
-            f"(gamma={policy.gamma}), the configuration A={config.A}"
-        )
-    if config.n_min < policy.n_min:
-        raise ConfigurationError(
-            f"the policy hides among at least {policy.n_min} inputs, "
-            f"the configuration allows n_min={config.n_min}"
-        )
+    check_demands(config, policy)

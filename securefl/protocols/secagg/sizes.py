@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from securefl.errors import ConfigurationError
+from securefl.protocols.traffic import Traffic, expansion
 from securefl.round import Adversary, Layout
 from securefl.wire import HEADER_BYTES, SIGNATURE_BYTES, packed_bytes
 
@@ -71,28 +72,6 @@ class SessionShape:
     def complete(self) -> bool:
         """Whether everybody is everybody's neighbour."""
         return self.k == self.n - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Bytes of one client's frames, headers and signatures included.
-
-    Attributes:
-        upload, download: message name -> bytes of its one frame, in the protocol's order.
-    """
-
-    upload: MappingProxyType[str, int]
-    download: MappingProxyType[str, int]
-
-    @property
-    def upload_bytes(self) -> int:
-        """All that the client sends."""
-        return sum(self.upload.values())
-
-    @property
-    def download_bytes(self) -> int:
-        """All that the client receives."""
-        return sum(self.download.values())
 
 
 def audit_path_length(index: int, size: int) -> int:
@@ -179,12 +158,3 @@ def _roster(shape: SessionShape, path_lengths: tuple[int, ...] | None) -> int:
         )
     # Size of U1, root, count; per entry its leaf index (4), its path's length (1) and its path.
     return _COUNT + _HASH + _COUNT + (entry + 5) * (shape.k + 1) + _HASH * sum(path_lengths)
-
-
-def expansion(bytes_of: Traffic, *, length: int, input_bits: int) -> float:
-    """(up + down) over the ``length · input_bits`` bits of the plain input.
-
-    Bonawitz et al. 2017, section 7.2, measure what the client sends and receives against sending
-    its vector in the clear.
-    """
-    return 8 * (bytes_of.upload_bytes + bytes_of.download_bytes) / (length * input_bits)
