@@ -8,9 +8,22 @@ clipping or compression alone earn none.
 """
 
 import accounting.derived  # noqa: F401  # registers its curves
+from accounting import empirical
 from accounting.accountant import Bound, BoundKind, Method, RDPAccountant, RDPCurve, epsilon
 from accounting.calibration import Calibration, Over, calibrate
 from accounting.closed_forms import rounded_sensitivity
+from accounting.entries import (
+    Balance,
+    EntryKind,
+    Evidence,
+    Head,
+    LedgerEntry,
+    LedgerHeader,
+    NoteSubject,
+    Randomness,
+    Ticket,
+    Unit,
+)
 from accounting.errors import (
     AccountingError,
     AdjacencyMismatch,
@@ -54,19 +67,11 @@ from accounting.events import (
     dump,
     parse,
 )
+from accounting.export import VerifiedLedger
+from accounting.filter import Filter, Odometer
 from accounting.intervals import Interval, interval
-from accounting.ledger import Balance, Ledger
-from accounting.record import (
-    EntryKind,
-    Evidence,
-    Head,
-    LedgerEntry,
-    LedgerHeader,
-    NoteSubject,
-    Randomness,
-    Ticket,
-    Unit,
-)
+from accounting.ledger import Ledger
+from accounting.statement import ClientStatement, client_statement
 
 __all__ = [
     "ZCDP",
@@ -82,12 +87,14 @@ __all__ = [
     "BudgetExceeded",
     "Calibration",
     "CalibrationError",
+    "ClientStatement",
     "Compose",
     "DiscreteGaussian",
     "DistributedDiscreteGaussian",
     "EntryKind",
     "Event",
     "Evidence",
+    "Filter",
     "FixedSize",
     "Gaussian",
     "Group",
@@ -107,6 +114,7 @@ __all__ = [
     "NoiseShares",
     "NonPrivate",
     "NoteSubject",
+    "Odometer",
     "OrderAtEdgeWarning",
     "Over",
     "OverReservation",
@@ -124,9 +132,12 @@ __all__ = [
     "Tree",
     "Unit",
     "UnsupportedEvent",
+    "VerifiedLedger",
     "calibrate",
+    "client_statement",
     "digest",
     "dump",
+    "empirical",
     "epsilon",
     "interval",
     "parse",

@@ -21,15 +21,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from scipy.special import log_ndtr
+from scipy.special import erfcx, ndtr
 
 from accounting.choice import Choice
 from accounting.curves import (
     DEFAULT_ORDERS,
     Floats,
     Orders,
+    add_curve,
     best_order,
     combined_gaussian,
     count_weight,
@@ -44,7 +46,8 @@ from accounting.errors import (
     OrderAtEdgeWarning,
     UnsupportedEvent,
 )
-from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, leaves
+from accounting.events import Adjacency, Event, Gaussian, Group, NoiseShares, Tree, leaves
+from accounting.trees import tree_squared_sensitivity
 
 __all__ = [
     "Bound",
@@ -60,6 +63,7 @@ __all__ = [
 ]
 
 _KEPT_TOTALS = 8
+_TINY = 5e-324
 
 
 class BoundKind(StrEnum):
@@ -75,8 +79,8 @@ class Method(Choice):
     """How an epsilon is computed."""
 
     AUTO = "auto"
-    """Exact if every event is an unsampled Gaussian, else the smaller of PLD (if it is installed
-    and right for the event) and RDP. The bound says which."""
+    """Exact if every event is an unsampled Gaussian or a tree of them, else the smaller of PLD (if
+    it is installed and right for the event) and RDP. The bound says which."""
 
     RDP = "rdp"
     EXACT = "exact"
@@ -143,9 +147,10 @@ def checked_delta(delta: object) -> float:
     """
     if isinstance(delta, bool) or not isinstance(delta, numbers.Real):
         raise InvalidParameter(f"delta must be a number, found {type(delta).__name__}")
-    if not 0 < float(delta) < 1:
-        raise InvalidParameter(f"delta must be strictly between 0 and 1, found {delta!r}")
-    return float(delta)
+    number = _float(delta)
+    if not 0 < number < 1:
+        raise InvalidParameter(f"delta must be strictly between 0 and 1, found {number!r}")
+    return number
 
 
 def checked_epsilon(value: object) -> float:
@@ -156,9 +161,17 @@ def checked_epsilon(value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidParameter(f"epsilon must be a number, found {type(value).__name__}")
-    if not (float(value) >= 0 and math.isfinite(value)):
-        raise InvalidParameter(f"epsilon must be finite and >= 0, found {value!r}")
-    return float(value)
+    number = _float(value)
+    if not 0 <= number < math.inf:
+        raise InvalidParameter(f"epsilon must be finite and >= 0, found {number!r}")
+    return number
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of 400 digits, say: in no range either way
+        return math.inf
 
 
 def _checked_times(n: object) -> int:
@@ -224,9 +237,7 @@ class RDPAccountant:
             leaf_curve(leaf, _PROBE, self._adjacency)  # refuses what it does not know
         for orders, total in self._totals.items():
             for leaf, count in parts:
-                np.add(
-                    total, count_weight(count) * leaf_curve(leaf, orders, self._adjacency), total
-                )
+                add_curve(total, count, leaf_curve(leaf, orders, self._adjacency))
         for leaf, count in parts:
             self._counts[leaf] = self._counts.get(leaf, 0) + count
 
@@ -349,7 +360,7 @@ class RDPAccountant:
         if total is None:
             total = np.zeros(len(orders))
             for leaf, count in self._counts.items():
-                total += count_weight(count) * leaf_curve(leaf, orders, self._adjacency)
+                add_curve(total, count, leaf_curve(leaf, orders, self._adjacency))
             while len(self._totals) >= _KEPT_TOTALS:
                 self._totals.pop(next(iter(self._totals)))
         self._totals[orders] = total  # last in, so that the least used one is the first to go
@@ -409,8 +420,9 @@ def epsilon(
         event: what is released in all.
         delta: 0 < delta < 1.
         adjacency: the neighbour relation of the claim; no default.
-        method: ``auto`` is exact if all events are unsampled Gaussians, else the smaller one of
-            PLD (where dp-accounting is installed and right for the event) and RDP.
+        method: ``auto`` is exact if all events are unsampled Gaussians or trees of them (of kind
+            ``upper`` if a tree's sensitivity is only bounded), else the smaller one of PLD (where
+            dp-accounting is installed and right for the event) and RDP.
 
     Raises:
         InvalidParameter: for a delta, an adjacency or a method that is not possible.
@@ -431,11 +443,11 @@ def epsilon(
     if method is Method.PLD:
         return _by_pld(event, delta, adjacency)
     if method is not Method.RDP:
-        mu = _gaussian_mu(event, adjacency)
-        if mu is not None:
+        gaussian = _as_gaussian(event, adjacency)
+        if gaussian is not None:
             return Bound(
-                value=gaussian_epsilon(mu, delta),
-                kind=BoundKind.EXACT,
+                value=gaussian_epsilon(gaussian.mu, delta),
+                kind=gaussian.kind,
                 method=Method.EXACT,
                 delta=delta,
                 adjacency=adjacency,
@@ -483,19 +495,35 @@ def _smaller(event: Event, delta: float, accountant: RDPAccountant) -> Bound:
 # --- the exact Gaussian -------------------------------------------------------------------------
 
 
-def _gaussian_mu(event: Event, adjacency: Adjacency) -> float | None:
-    """The mu of Gaussian DP, mu^2 = sum n / z^2 (replace-one: four times that); None if mixed."""
-    squares = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GaussianDP:
+    mu: float
+    kind: BoundKind  # exact, or upper where mu itself is one
+
+
+def _as_gaussian(event: Event, adjacency: Adjacency) -> _GaussianDP | None:
+    """Gaussian DP with mu^2 = sum n / z^2 (replace-one: four times that); None if mixed.
+
+    A tree is one Gaussian release of squared sensitivity V, which is sometimes only bounded.
+    """
+    shifts, kind = [], BoundKind.EXACT
     for leaf, count in leaves(event):
-        if not isinstance(leaf, Gaussian | NoiseShares | Group):
+        squared = 1
+        if isinstance(leaf, Gaussian):
+            z: float | None = leaf.noise_multiplier
+        elif isinstance(leaf, NoiseShares | Group):
+            z = _shared_z(leaf, adjacency)
+        elif isinstance(leaf, Tree) and adjacency is Adjacency.ZERO_OUT:
+            found = tree_squared_sensitivity(leaf.steps, leaf.participations, leaf.min_sep)
+            z, squared = leaf.noise_multiplier, found.squared
+            kind = kind if found.exact else BoundKind.UPPER
+        else:
             return None
-        z = leaf.noise_multiplier if isinstance(leaf, Gaussian) else _shared_z(leaf, adjacency)
         if z is None:
             return None
-        inverse = 1.0 / z
-        squares.append(count_weight(count) * (inverse * inverse))
+        shifts.append(math.sqrt(count_weight(count * squared)) / z)
     scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
-    return scale * math.sqrt(math.fsum(squares))
+    return _GaussianDP(mu=scale * math.hypot(*shifts), kind=kind)
 
 
 def _shared_z(event: NoiseShares | Group, adjacency: Adjacency) -> float | None:
@@ -509,27 +537,59 @@ def _shared_z(event: NoiseShares | Group, adjacency: Adjacency) -> float | None:
     return combined_gaussian(group_event(event), adjacency)
 
 
+# Gauss-Legendre nodes and weights on [0, 1]; 20 leave no error that doubles could show for mu <= 1.
+_NODES, _WEIGHTS = (np.asarray(part) for part in np.polynomial.legendre.leggauss(20))
+_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
+# Relative errors of gaussian_delta and of what stands around it; a test holds them below.
+_SLACK = 1e-11
+
+
 def gaussian_delta(mu: float, value: float) -> float:
     """Delta of mu-Gaussian DP at epsilon ``value``: Phi(m/2 - e/m) - e^e Phi(-m/2 - e/m).
 
-    In log space, so that small deltas keep their digits (Balle, Wang 2018, Theorem 8).
+    (Balle, Wang 2018, Theorem 8.) With x = e/m - m/2, the density phi and Mills' ratio R = Q/phi
+    it is phi(x) (R(x) - R(x + m)). For m <= 1 the difference is the integral of -R'(t) = 1 - t R(t)
+    from x to x + m: no two nearly equal numbers are subtracted, however small m is.
+
+    Args:
+        mu: m > 0.
+        value: epsilon >= 0.
+
+    Returns:
+        Delta with a relative error below 1e-11, where it is a normal float.
     """
-    above = float(log_ndtr(mu / 2 - value / mu))
-    below = value + float(log_ndtr(-mu / 2 - value / mu))
-    return math.exp(above) * -math.expm1(min(0.0, below - above))
+    x = value / mu - mu / 2
+    density = math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    if mu > 1:
+        return max(0.0, float(ndtr(-x)) - density * float(_mills(np.float64(x + mu))))
+    if density == 0:
+        return 0.0
+    t = x + mu * _NODES
+    return density * mu * float(_WEIGHTS @ (1 - t * _mills(t)))
+
+
+def _mills(t: Any) -> Any:
+    """Q(t) / phi(t)."""
+    return math.sqrt(math.pi / 2) * erfcx(t / math.sqrt(2))
 
 
 @lru_cache(maxsize=4096)
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """The smallest epsilon of mu-Gaussian DP at this delta, rounded to the safe side."""
+    if mu == 0:
+        return 0.0
     if math.isinf(mu):
         return math.inf
-    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
+    aim = delta * (1 - _SLACK)
+    if gaussian_delta(mu, 0.0) <= aim:
         return 0.0
-    low, high = 0.0, mu * (mu / 2 + math.sqrt(2 * math.log(1 / delta)))  # by zCDP, hence enough
+    # Enough by zCDP; where mu is below all floats' roots the product may underflow.
+    low, high = 0.0, max(mu * (mu / 2 + math.sqrt(2 * -math.log(delta))), _TINY)
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
-        if gaussian_delta(mu, middle) <= delta:
+        if middle in (low, high):  # no float is left between two subnormal ones
+            break
+        if gaussian_delta(mu, middle) <= aim:
             high = middle
         else:
             low = middle

@@ -1,4 +1,4 @@
-"""``python -m accounting``: epsilon, calibrate, compare, curve; ``--json`` for programs.
+"""``python -m accounting``: costs, ledgers, statements, audits; ``--json`` beside every output.
 
 Events come as JSON (``--event``, or ``--event @FILE``). Epsilons are printed rounded up; JSON has
 all digits. Exit codes: 0 done; 1 the accountants disagree (``compare``); 2 usage, an impossible
@@ -10,9 +10,7 @@ This module computes nothing: it reads, asks the package, and prints.
 from __future__ import annotations
 
 import json
-import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +33,11 @@ from accounting import (
     epsilon,
     parse,
 )
+from accounting.cli_empirical import audit_mechanism
+from accounting.cli_ledger import ledger_app, statement
+from accounting.cli_text import number as _number
+from accounting.cli_text import plain_warnings
+from accounting.cli_text import shown as _shown
 from accounting.compare import Opinion, disagreements, opinions
 
 __all__ = ["app", "main"]
@@ -65,11 +68,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def _errors() -> Iterator[None]:
     """One line instead of a traceback for what the package refuses; warnings go to stderr."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: console.print(
-                f"warning: {message}", style="yellow", markup=False
-            )
+        with plain_warnings(console):
             yield
     except (AccountingError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -78,11 +77,6 @@ def _errors() -> Iterator[None]:
 
 def _read(text: str) -> Event:
     return parse(Path(text[1:]).read_bytes() if text.startswith("@") else text)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no infinity: null."""
-    return value if math.isfinite(value) else None
 
 
 def _fields(bound: Bound) -> dict[str, Any]:
@@ -102,16 +96,6 @@ def _fields(bound: Bound) -> dict[str, Any]:
 
 def _print_json(body: object) -> None:
     typer.echo(json.dumps(body, allow_nan=False))
-
-
-def _shown(value: float | None) -> str:
-    """Six digits, rounded up, so that no bound is shown smaller than it is."""
-    if value is None or not math.isfinite(value):
-        return "infinite" if value is None or value > 0 else str(value)
-    if value == 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(abs(value))) - 5)
-    return f"{math.ceil(value / step - 1e-9) * step:.6g}"
 
 
 @app.command(name="epsilon")
@@ -275,6 +259,11 @@ def compare(
 def _opinion(one: Opinion) -> dict[str, Any]:
     value = None if one.epsilon is None else _number(one.epsilon)
     return {"name": one.name, "epsilon": value, "kind": one.kind.value, "remark": one.remark}
+
+
+app.add_typer(ledger_app, name="ledger")
+app.command(name="statement")(statement)
+app.command(name="audit-mechanism")(_errors()(audit_mechanism))
 
 
 def main() -> None:

@@ -6,8 +6,8 @@
 * M7, the discrete Gaussian: Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Theorem 14.
 * M8, sums of discrete Gaussians: Kairouz, Liu, Steinke 2021 (arXiv 2102.06387), Prop. 14.
 * M9, symmetric Skellam noise: Agarwal, Kairouz, Liu 2021 (arXiv 2110.04995).
-* M10, trees: Kairouz et al. 2021 (arXiv 2103.00039); banded matrix factorisation: Choquette-Choo et
-  al. 2023 (arXiv 2306.08153).
+* M10, trees: Kairouz et al. 2021 (arXiv 2103.00039), with V from :mod:`accounting.trees`; banded
+  matrix factorisation: Choquette-Choo et al. 2023 (arXiv 2306.08153).
 
 ``docs/proofs/`` says what is proved and how a test checks it. This module knows no sampling beyond
 the cyclic one of M10, no budget and no file.
@@ -23,6 +23,7 @@ from accounting.curves import (
     Floats,
     Orders,
     between_whole_orders,
+    count_weight,
     curve_of,
     gaussian_rdp,
     poisson_gaussian_rdp,
@@ -42,8 +43,9 @@ from accounting.events import (
     Skellam,
     Tree,
 )
+from accounting.trees import tree_squared_sensitivity
 
-__all__ = ["rounded_sensitivity", "share_sum_tau", "tree_squared_sensitivity"]
+__all__ = ["rounded_sensitivity", "share_sum_tau"]
 
 _TERMS = 24  # of the series of M5
 
@@ -165,7 +167,8 @@ def _distributed(
     with np.errstate(over="ignore"):
         first = a * (x * x / 2) + tau * dim
         second = a / 2 * (x * x + 2 * l1 * tau / total + tau * tau * dim)
-        third = a / 2 * (x + math.sqrt(dim) * tau) ** 2
+        root = x + math.sqrt(dim) * tau
+        third = a / 2 * (root * root)
     return np.minimum(np.minimum(first, second), third)
 
 
@@ -180,7 +183,7 @@ def _skellam(event: Skellam, orders: Orders, adjacency: Adjacency) -> Floats:
         a = whole.values
         with np.errstate(over="ignore"):
             bend = np.minimum(
-                ((2 * a - 1) * (l2 / mu) ** 2 + 6 * (l1 / mu / mu)) / 4, 1.5 * l1 / mu
+                ((2 * a - 1) * (l2 / mu * (l2 / mu)) + 6 * (l1 / mu / mu)) / 4, 1.5 * l1 / mu
             )
             log_a[:] = (a - 1) * (a * (l2 / mu * l2 / 2) + bend)
 
@@ -215,35 +218,12 @@ def rounded_sensitivity(clip: float, scale: float, dim: int) -> tuple[float, flo
 # --- M10: trees and banded matrices -------------------------------------------------------------
 
 
-def tree_squared_sensitivity(steps: int, participations: int, min_sep: int) -> int:
-    """An upper bound on V = max over leaf sets S of sum over complete nodes v of |S in v|^2.
-
-    A node of 2^h leaves holds at most c = min(k, ceil(2^h / min_sep)) participations, and all
-    nodes of a height hold k together, so their squares sum to at most floor(k/c) c^2 + (k mod c)^2;
-    with fewer nodes than that, to nodes * c^2. Equal to V where min_sep is a power of two and
-    the tree is complete.
-
-    Args:
-        steps: leaves; a node counts if all its leaves are among them.
-        participations: k, at most ceil(steps / min_sep).
-        min_sep: least distance between two participations.
-    """
-    total, size = 0, 1
-    while size <= steps:
-        most = min(participations, -(-size // min_sep))
-        full, rest = divmod(participations, most)
-        nodes = steps // size
-        total += nodes * most * most if nodes <= full else full * most * most + rest * rest
-        size *= 2
-    return total
-
-
 @curve_of(Tree)
 def _tree(event: Tree, orders: Orders, adjacency: Adjacency) -> Floats:
     """M10, a V / (2 z^2): all nodes together are one Gaussian release of squared sensitivity V."""
     _only_zero_out(event, adjacency)
-    squared = tree_squared_sensitivity(event.steps, event.participations, event.min_sep)
-    return gaussian_rdp(event.noise_multiplier, orders, adjacency) * float(squared)
+    found = tree_squared_sensitivity(event.steps, event.participations, event.min_sep)
+    return gaussian_rdp(event.noise_multiplier, orders, adjacency) * count_weight(found.squared)
 
 
 @curve_of(BandedMF)

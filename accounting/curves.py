@@ -55,6 +55,7 @@ __all__ = [
     "MAX_ORDER",
     "MIN_ORDER",
     "Orders",
+    "add_curve",
     "best_order",
     "between_whole_orders",
     "combined_gaussian",
@@ -103,7 +104,17 @@ class Orders:
     be cached under it. Equal only to itself.
     """
 
-    __slots__ = ("_log_order", "_log_shrink", "fractional", "inverse", "large", "precise", "values")
+    __slots__ = (
+        "_log_order",
+        "_log_shrink",
+        "fractional",
+        "highest_whole",
+        "inverse",
+        "large",
+        "precise",
+        "precise_orders",
+        "values",
+    )
 
     def __init__(self, values: tuple[float, ...]) -> None:
         self.values: Floats = np.array(values, dtype=np.float64)
@@ -115,6 +126,8 @@ class Orders:
         self.precise = np.flatnonzero(is_whole & (self.values <= _PRECISE))
         self.large = np.flatnonzero(is_whole & (self.values > _PRECISE))
         self.fractional = np.flatnonzero(~is_whole)
+        self.precise_orders = tuple(self.values[self.precise].astype(int).tolist())
+        self.highest_whole = int(self.values[is_whole].max(initial=0))
 
     @staticmethod
     def of(values: Iterable[float]) -> Orders:
@@ -134,7 +147,8 @@ class Orders:
 
     def to_log_delta(self, curve: Floats, epsilon: float) -> Floats:
         """Natural log of delta at each order for this epsilon, not clipped at zero."""
-        return (self.values - 1.0) * (curve - epsilon + self._log_shrink) - self._log_order
+        with np.errstate(over="ignore"):
+            return (self.values - 1.0) * (curve - epsilon + self._log_shrink) - self._log_order
 
 
 @lru_cache(maxsize=4096)
@@ -188,8 +202,8 @@ def rdp(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     slack = slack_delta(event)
     if slack > 0:
         raise UnsupportedEvent(
-            f"{event} fails with probability {slack:.3g}, which a Renyi curve or a ledger has no "
-            "place for: use accounting.epsilon, which takes it off the target delta",
+            f"{event} fails with probability {slack:.3g}, which a Renyi curve has no place for: "
+            "use accounting.epsilon, which takes it off the target delta",
             event=event,
         )
     return total_curve(event, orders, adjacency)
@@ -202,8 +216,14 @@ def total_curve(event: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     """
     total = np.zeros(len(orders))
     for leaf, count in leaves(event):
-        total += count_weight(count) * leaf_curve(leaf, orders, adjacency)
+        add_curve(total, count, leaf_curve(leaf, orders, adjacency))
     return total
+
+
+def add_curve(total: Floats, count: int, curve: Floats) -> None:
+    """Adds ``count`` times a curve in place; what is beyond all floats is infinite."""
+    with np.errstate(over="ignore"):
+        total += count_weight(count) * curve
 
 
 @lru_cache(maxsize=8192)
@@ -243,7 +263,9 @@ def _fresh_curve(leaf: Event, orders: Orders, adjacency: Adjacency) -> Floats:
     function = _CURVES.get(type(leaf))
     if function is None:
         raise UnsupportedEvent(f"no RDP curve is known for {leaf}", event=leaf)
-    return np.maximum(function(leaf, orders, adjacency), _TINY)
+    with np.errstate(over="ignore", invalid="ignore"):  # at the ends of the floats: infinite
+        curve = function(leaf, orders, adjacency)
+    return np.maximum(np.where(np.isnan(curve), np.inf, curve), _TINY)
 
 
 def inner_curve(event: Event, highest: int, adjacency: Adjacency) -> Floats:
@@ -257,7 +279,7 @@ def inner_curve(event: Event, highest: int, adjacency: Adjacency) -> Floats:
     orders = _whole_up_to(highest)
     total = np.zeros(len(orders))
     for leaf, count in leaves(event):
-        total += count_weight(count) * _fresh_curve(leaf, orders, adjacency)
+        add_curve(total, count, _fresh_curve(leaf, orders, adjacency))
     return total
 
 
@@ -484,8 +506,7 @@ def log_binomial_mean(
         log_a: written at the places of the whole orders.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        highest = int(orders.values[[*orders.precise, *orders.large]].max())
-        log_terms = log_expm1(exponents(highest))
+        log_terms = log_expm1(exponents(orders.highest_whole))
         log_binomial_sum(q, log_terms, orders, log_a, log_rest=np.log1p(-np.longdouble(q)))
 
 
@@ -503,19 +524,19 @@ def log_binomial_sum(
     double (64-bit mantissa on x86; where it is a plain double the error is 1e-11, not 1e-12).
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        highest = int(orders.values[[*orders.precise, *orders.large]].max())
-        k, _ = _pairs(highest)
-        shared = k * np.log(np.longdouble(q)) + log_terms
+        k, _ = _pairs(orders.highest_whole)
+        # r^(a-k) = r^a r^-k: the second factor is the same in all rows, the first in all of one.
+        rest = np.longdouble(log_rest)
+        shared = k * (np.log(np.longdouble(q)) - rest) + log_terms
         if orders.precise.size:
-            rows = _joined_rows(tuple(orders.values[orders.precise].astype(int).tolist()))
-            terms = rows.log_binomials + rows.rest * np.longdouble(log_rest)
-            terms += shared[rows.column]
-            log_a[orders.precise] = _log_one_plus_sums(terms, rows.starts, rows.lengths)
+            rows = _joined_rows(orders.precise_orders)
+            terms = shared[rows.column]
+            terms += rows.log_binomials
+            log_a[orders.precise] = _log_one_plus_sums(terms, rows, rest)
         for index in orders.large:
             rows = _joined_rows((int(orders.values[index]),))
-            terms = (rows.log_binomials + rows.rest * np.longdouble(log_rest)).astype(np.float64)
-            terms += shared[rows.column].astype(np.float64)
-            log_a[index] = _log_one_plus_sums(terms, rows.starts, rows.lengths)[0]
+            terms = rows.log_binomials + shared[rows.column]
+            log_a[index] = _log_one_plus_sums(terms, rows, rest)[0]
 
 
 @lru_cache(maxsize=64)
@@ -534,12 +555,13 @@ def log_expm1(x: _Long) -> _Long:
     return np.where(y > 1, x + np.log1p(-np.exp(-y)), np.log(np.expm1(np.minimum(y, 1.0))))
 
 
-def _log_one_plus_sums(terms: _Long | Floats, starts: _Whole, lengths: _Whole) -> Floats:
-    """log(1 + sum e^term) per row of joined rows; the sums themselves need doubles only."""
-    top = np.maximum.reduceat(terms, starts)
-    scaled = np.exp((terms - np.repeat(top, lengths)).astype(np.float64))
-    total = np.add.reduceat(scaled, starts)
-    log_total: Floats = np.logaddexp(0, (top + np.log(total)).astype(np.float64))
+def _log_one_plus_sums(terms: _Long, rows: _Rows, log_rest: np.longdouble) -> Floats:
+    """log(1 + r^a sum e^term) per row of joined rows; the sums themselves need doubles only."""
+    top = np.maximum.reduceat(terms, rows.starts)
+    scaled = np.exp((terms - np.repeat(top, rows.lengths)).astype(np.float64))
+    total = np.add.reduceat(scaled, rows.starts)
+    log_sum = top + rows.orders * log_rest + np.log(total)
+    log_total: Floats = np.logaddexp(0, log_sum.astype(np.float64))
     log_total[np.isposinf(top)] = np.inf  # noise so small that even the exponents overflow
     log_total[np.isneginf(top)] = 0.0  # noise so large that all of them underflow
     return log_total
@@ -550,7 +572,7 @@ class _Rows:
     """For each order a in turn the numbers k = 2..a, joined into one array."""
 
     log_binomials: _Long  # log C(a, k)
-    rest: _Long  # a - k
+    orders: _Long  # a, once per row
     column: _Whole  # k - 2
     starts: _Whole
     lengths: _Whole
@@ -565,9 +587,7 @@ def _joined_rows(orders: tuple[int, ...]) -> _Rows:
         log_binomials=np.concatenate(
             [_log_half_row(a)[np.minimum(row, a - row)] for a, row in zip(orders, k, strict=True)]
         ),
-        rest=np.concatenate([a - row for a, row in zip(orders, k, strict=True)]).astype(
-            np.longdouble
-        ),
+        orders=np.array(orders, dtype=np.longdouble),
         column=np.concatenate(k) - 2,
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
@@ -646,21 +666,23 @@ def _log1p_excess(a: Floats, g: Floats, log_weight: Floats) -> Floats:
     order = a[:, None]
     ag = order * g
     weight = np.exp(log_weight)
-    moderate = np.expm1(np.minimum(ag, 30.0)) - order * np.expm1(np.minimum(g, 30.0))
-    small = np.where(np.abs(g) < 0.1, g, 0.0)
-    powers = np.cumprod(np.broadcast_to(small, (14, len(g))), axis=0)[1:] / _FACTORIALS[:, None]
-    series = (order * np.expm1(np.log(order) * (_TAYLOR - 1))) @ powers
-    np.copyto(moderate, series, where=np.abs(ag) < 0.1)
-    moderate *= weight
-    large = ag > 30
-    if large.any():
-        huge = (
-            np.exp(np.where(large, ag + log_weight, -np.inf))
-            - order * np.exp(np.where(large, g + log_weight, -np.inf))
-            - (1 - order) * weight
-        )
-        np.copyto(moderate, huge, where=large)
-    log_a: Floats = np.log1p(np.maximum(moderate.sum(axis=1), 0.0))
+    integrand = np.minimum(ag, 30.0)
+    np.expm1(integrand, out=integrand)
+    integrand -= order * np.expm1(np.minimum(g, 30.0))
+    # g rises along the grid, and a > 1: each of the other two forms is needed on one piece only.
+    near = slice(*np.searchsorted(g, (-0.1, 0.1)))
+    if near.start < near.stop:
+        repeated = np.broadcast_to(g[near], (14, near.stop - near.start))
+        powers = np.cumprod(repeated, axis=0, dtype=np.float64)[1:] / _FACTORIALS[:, None]
+        series = (order * np.expm1(np.log(order) * (_TAYLOR - 1))) @ powers
+        np.copyto(integrand[:, near], series, where=np.abs(ag[:, near]) < 0.1)
+    integrand *= weight
+    far = slice(int(np.searchsorted(g, 30.0 / a[-1])), len(g))
+    if far.start < far.stop:
+        weighted = np.exp(ag[:, far] + log_weight[far]) - weight[far]
+        weighted -= order * (np.exp(g[far] + log_weight[far]) - weight[far])
+        np.copyto(integrand[:, far], weighted, where=ag[:, far] > 30)
+    log_a: Floats = np.log1p(np.maximum(integrand.sum(axis=1), 0.0))
     return log_a
 
 

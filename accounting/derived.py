@@ -50,7 +50,7 @@ from accounting.events import (
     leaves,
 )
 
-__all__ = ["group_event", "log_even_moments", "mean_runs", "survivors_event"]
+__all__ = ["group_chances", "group_event", "log_even_moments", "mean_runs", "survivors_event"]
 
 _MOMENTS_UP_TO = 256  # orders of M4's first entry; above, its second one alone
 _STEP = 0.05
@@ -213,7 +213,8 @@ def mean_runs(eta: float, gamma: float) -> float:
     log_gamma = math.log(gamma)
     exponent = eta * log_gamma
     per = -math.expm1(exponent) / eta if abs(exponent) > 1e-300 and eta else -log_gamma
-    return (1 - gamma) / (gamma * per) * (1 + 1e-14)
+    stop = gamma * per
+    return (1 - gamma) / stop * (1 + 1e-14) if stop > 0 else math.inf  # stop may underflow
 
 
 def _select_poisson(
@@ -280,6 +281,14 @@ def group_event(group: Group) -> Event:
                 )
 
     return scaled(group.event)
+
+
+def group_chances(k: int, rate: float) -> list[float]:
+    """How many of k units a Poisson sample at this rate holds: the probabilities of 0, 1, .., k."""
+    from scipy.stats import binom  # noqa: PLC0415  # slow to import, needed for sampled groups only
+
+    found: list[float] = binom.pmf(range(k + 1), k, rate).tolist()
+    return found
 
 
 @curve_of(NoiseShares)

@@ -61,6 +61,9 @@ class CalibrationError(AccountingError, ValueError):
 class BudgetExceeded(AccountingError):
     """The release does not fit into the declared budget. Nothing was written, nothing is charged.
 
+    Where the reserve of delta for (epsilon, delta)-private releases is what is used up, the three
+    numbers are probabilities instead of RDP.
+
     Attributes:
         spent: RDP at the declared order already charged or reserved.
         requested: RDP at the declared order that this release would cost; may be infinite.

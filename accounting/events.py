@@ -18,7 +18,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
 
@@ -262,11 +262,16 @@ _E = TypeVar("_E", bound=Event)
 _NAMES: dict[type[Event], str] = {}
 _TYPES: dict[str, type[Event]] = {}
 _KINDS: dict[type[Event], dict[str, _Kind]] = {}
-_REQUIRED: dict[type[Event], frozenset[str]] = {}  # fields without a default
+_REQUIRED: dict[type[Event], frozenset[str]] = {}  # keys that JSON may not leave out
 
 
-def _register(name: str) -> Callable[[type[_E]], type[_E]]:
-    """Gives an event class its JSON name and reads its field kinds from the annotations."""
+def _register(name: str, *, alternatives: tuple[str, ...] = ()) -> Callable[[type[_E]], type[_E]]:
+    """Gives an event class its JSON name and reads its field kinds from the annotations.
+
+    A field must stand in the JSON even if its class has a default for it: nobody who reads a claim
+    should have to know that no colluders were assumed. Only ``alternatives``, of which the class
+    itself demands some, may be left out.
+    """
 
     def add(cls: type[_E]) -> type[_E]:
         cls.type_name = name
@@ -275,11 +280,7 @@ def _register(name: str) -> Callable[[type[_E]], type[_E]]:
             field.name: next(m for m in hints[field.name].__metadata__ if isinstance(m, _Kind))
             for field in fields(cls)  # type: ignore[arg-type]  # every event class is a dataclass
         }
-        _REQUIRED[cls] = frozenset(
-            field.name
-            for field in fields(cls)  # type: ignore[arg-type]  # as above
-            if field.default is MISSING
-        )
+        _REQUIRED[cls] = frozenset(_KINDS[cls]) - frozenset(alternatives)
         _NAMES[cls] = name
         _TYPES[name] = cls
         return cls
@@ -444,7 +445,8 @@ class PureDP(Event):
 class ApproxDP(Event):
     """Any release that is proved (epsilon, delta)-differentially private.
 
-    Its delta is taken off the target delta; a ledger has no reserve for it and refuses it.
+    Its delta is taken off the target delta; a ledger refuses it unless a ``delta_reserve`` was
+    declared.
 
     Attributes:
         epsilon: > 0.
@@ -580,7 +582,7 @@ class BandedMF(Event):
             )
 
 
-@_register("select")
+@_register("select", alternatives=("eta", "gamma", "poisson_mean"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select(Event):
     """The best of a random number of independent runs; all other runs stay unseen.
@@ -731,8 +733,10 @@ def parse(text: str | bytes) -> Event:
     """Reads an event from JSON text.
 
     Raises:
-        InvalidEvent: for anything that is not exactly one event: unknown types or keys, missing or
-            duplicate keys, NaN or Infinity, values out of range, depth > 16, > 10,000 nodes.
+        InvalidEvent: for anything that is not exactly one event: unknown types or keys, missing
+            keys (also of fields with a default; of a ``Select`` the keys of one alternative are
+            enough), duplicate keys, NaN or Infinity, values out of range, depth > 16, > 10,000
+            nodes.
     """
     if len(text) > _MAX_TEXT:
         raise InvalidEvent(f"an event's JSON may have {_MAX_TEXT} characters, found {len(text)}")

@@ -25,13 +25,27 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from accounting.accountant import Bound, RDPAccountant
+from accounting.entries import (
+    MAX_NAME,
+    MAX_NOTE,
+    Balance,
+    EntryKind,
+    Evidence,
+    Head,
+    LedgerEntry,
+    LedgerHeader,
+    NoteSubject,
+    Randomness,
+    Ticket,
+    checked_text,
+    checked_whole,
+)
 from accounting.errors import (
     AccountingError,
     BrokenChain,
@@ -44,24 +58,39 @@ from accounting.errors import (
     TicketError,
 )
 from accounting.events import Event
-from accounting.filter import MAX_TICKS, price, spent_epsilon, to_rdp
+from accounting.export import (
+    VerifiedLedger,
+    last_line_of,
+    line_of,
+    read_export,
+    rolled_back,
+    verified,
+    write_export,
+)
+from accounting.filter import (
+    FAILURE_TICKS_PER_UNIT,
+    MAX_TICKS,
+    failure_ticks,
+    price,
+    refusal,
+    refuse_failure,
+    to_rdp,
+)
+from accounting.ledger_file import (
+    APPLICATION_ID,
+    SCHEMA,
+    USER_VERSION,
+    connect,
+    is_sqlite,
+    sync_folder,
+    translated,
+    verify_schema,
+)
 from accounting.record import (
-    MAX_NAME,
-    MAX_NOTE,
-    EntryKind,
-    Evidence,
-    Head,
-    LedgerEntry,
-    LedgerHeader,
-    NoteSubject,
-    Randomness,
     Record,
-    Ticket,
     abort_body,
     canonical,
     chain_hash,
-    checked_text,
-    checked_whole,
     header_body,
     loss_body,
     loss_event,
@@ -70,80 +99,7 @@ from accounting.record import (
     settle_body,
 )
 
-__all__ = ["Balance", "Ledger"]
-
-APPLICATION_ID = 0x53464C4C  # "SFLL"
-USER_VERSION = 1
-_BUSY_MS = 10_000
-
-_SCHEMA: dict[str, str] = {
-    "entry": (
-        "CREATE TABLE entry ("
-        "seq INTEGER PRIMARY KEY, body TEXT NOT NULL, hash BLOB NOT NULL UNIQUE)"
-    ),
-    "ticket": (
-        "CREATE TABLE ticket ("
-        "key TEXT PRIMARY KEY, state TEXT NOT NULL, ticks INTEGER NOT NULL) WITHOUT ROWID"
-    ),
-    "meta": (
-        "CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 0), seq INTEGER NOT NULL, "
-        "head BLOB NOT NULL, spent INTEGER NOT NULL, reserved INTEGER NOT NULL)"
-    ),
-    "entry_update": (
-        "CREATE TRIGGER entry_update BEFORE UPDATE ON entry "
-        "BEGIN SELECT RAISE(ABORT, 'ledger entries are never changed'); END"
-    ),
-    "entry_delete": (
-        "CREATE TRIGGER entry_delete BEFORE DELETE ON entry "
-        "BEGIN SELECT RAISE(ABORT, 'ledger entries are never deleted'); END"
-    ),
-    # Also keeps INSERT OR REPLACE, which fires no delete trigger, from replacing an entry.
-    "entry_insert": (
-        "CREATE TRIGGER entry_insert BEFORE INSERT ON entry "
-        "WHEN NEW.seq IS NOT (SELECT COALESCE(MAX(seq), -1) + 1 FROM entry) "
-        "BEGIN SELECT RAISE(ABORT, 'ledger entries are only appended'); END"
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
-    """Where the budget stands, in ticks of 2^-40 RDP at the declared order.
-
-    Attributes:
-        budget: what the declaration allows in all.
-        spent: charged for good; beyond ``budget`` only after an acknowledged loss.
-        reserved: held by open reservations.
-    """
-
-    budget: int
-    spent: int
-    reserved: int
-
-    @property
-    def remaining(self) -> int:
-        """What a next reservation may cost; negative only after an acknowledged loss."""
-        return self.budget - self.spent - self.reserved
-
-    @property
-    def budget_rdp(self) -> float:
-        """The budget as RDP at the declared order."""
-        return to_rdp(self.budget)
-
-    @property
-    def spent_rdp(self) -> float:
-        """The spent part as RDP at the declared order."""
-        return to_rdp(self.spent)
-
-    @property
-    def reserved_rdp(self) -> float:
-        """The reserved part as RDP at the declared order."""
-        return to_rdp(self.reserved)
-
-    @property
-    def remaining_rdp(self) -> float:
-        """What is left as RDP at the declared order."""
-        return to_rdp(self.remaining)
+__all__ = ["Ledger"]
 
 
 class Ledger:
@@ -171,6 +127,7 @@ class Ledger:
         self._connection: sqlite3.Connection | None = connection
         self._pid = os.getpid()
         self._record = Record()
+        self._keep: list[LedgerEntry] | None = None
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -197,7 +154,7 @@ class Ledger:
         except OSError as error:
             raise LedgerUnavailable(f"cannot create {path}: {error}") from error
         try:
-            with contextlib.closing(cls(making, _connect(making))) as ledger:
+            with contextlib.closing(cls(making, connect(making))) as ledger:
                 ledger._write_schema(header)
             # Closed, so that nothing is left in the log: the one file is the whole ledger.
             os.link(making, path)  # unlike a rename, it never replaces what is there
@@ -207,7 +164,7 @@ class Ledger:
             raise LedgerUnavailable(f"cannot create {path}: {error}") from error
         finally:
             making.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return cls.open(path)
 
     @classmethod
@@ -224,10 +181,16 @@ class Ledger:
             BrokenChain: if it contradicts itself.
             LedgerRolledBack: if ``expect_head`` is not in it.
         """
-        path = Path(path).absolute()
+        return cls._opened(Path(path).absolute(), expect_head, keep=None)
+
+    @classmethod
+    def _opened(
+        cls, path: Path, expect_head: Head | None, *, keep: list[LedgerEntry] | None
+    ) -> Ledger:
         if not path.is_file():
             raise LedgerUnavailable(f"there is no ledger at {path}")
-        ledger = cls(path, _connect(path))
+        ledger = cls(path, connect(path))
+        ledger._keep = keep
         try:
             ledger._verify_file()
             if expect_head is not None:
@@ -235,7 +198,42 @@ class Ledger:
         except BaseException:
             ledger.close()
             raise
+        finally:
+            ledger._keep = None
         return ledger
+
+    @classmethod
+    def verify(
+        cls, path: str | Path, expect_head: Head | None = None, *, allow_torn: bool = False
+    ) -> VerifiedLedger:
+        """Checks a ledger file or an export of one, and says what is in it.
+
+        Hashes, numbers, legal transitions, every price recomputed from its event, the budget, and
+        that the file is whole. A ledger file is opened for that as by :meth:`open` (a log that a
+        crash left behind is taken in); nothing is appended.
+
+        Args:
+            path: a ledger, or what :meth:`export` wrote.
+            expect_head: an entry somebody has seen; give it whenever you have it.
+            allow_torn: take what is whole of an export that was cut off, and say so in ``torn``.
+
+        Raises:
+            LedgerUnavailable: if it is neither, or cannot be read.
+            BrokenChain: if it contradicts itself, or is cut off.
+            LedgerRolledBack: if ``expect_head`` is not in it.
+            InvalidParameter: for ``allow_torn`` together with ``expect_head``.
+        """
+        path = Path(path).absolute()
+        if allow_torn and expect_head is not None:
+            raise InvalidParameter(
+                "allow_torn and expect_head exclude each other: nobody can tell whether what is "
+                "missing was cut off or taken back"
+            )
+        if not is_sqlite(path):
+            return read_export(path, expect_head, allow_torn=allow_torn)
+        entries: list[LedgerEntry] = []
+        with cls._opened(path, expect_head, keep=entries) as ledger:
+            return verified(path, ledger._record, entries)
 
     def close(self) -> None:
         """Closes the file; open reservations stay charged. Safe to call twice."""
@@ -273,7 +271,8 @@ class Ledger:
             BudgetExceeded: if it does not fit; nothing was written.
             TicketError: if the key is settled or aborted, or open for another event or round. A
                 new attempt draws new noise and needs a new key.
-            UnsupportedEvent: if the event has no proved cost.
+            UnsupportedEvent: if the event has no proved cost, or is only (epsilon, delta)-private
+                and the header declares no ``delta_reserve``.
         """
         checked_whole(round, "round", low=0)
         checked_text(key, "key", most=MAX_NAME)
@@ -285,8 +284,14 @@ class Ledger:
             if again is not None or key in self._record.closed:
                 state = "open for another event or round" if again else self._record.closed[key][0]
                 raise TicketError(f"key {key!r} is used ({state}): a new attempt needs a new key")
-            if ticks is None or ticks > self._balance().remaining:
+            balance = self._record.balance
+            if ticks is None or ticks > balance.remaining:
                 raise self._exceeded(event, ticks)
+            refuse_failure(
+                event,
+                spent=balance.failure_spent + balance.failure_reserved,
+                limit=balance.failure_budget,
+            )
             ticket = Ticket(
                 key=key,
                 sequence=self._record.next_sequence(),
@@ -324,6 +329,13 @@ class Ledger:
                     f"{ticket.ticks}): do not open it, abort",
                     reserved=to_rdp(ticket.ticks),
                     requested=float("inf") if ticks is None else to_rdp(ticks),
+                )
+            if failure_ticks(event) > failure_ticks(ticket.event):
+                raise OverReservation(
+                    f"round {ticket.round} may fail more often than reserved: do not open it, "
+                    "abort",
+                    reserved=failure_ticks(ticket.event) / FAILURE_TICKS_PER_UNIT,
+                    requested=failure_ticks(event) / FAILURE_TICKS_PER_UNIT,
                 )
             seq = self._record.next_sequence()
             self._append(settle_body(seq, _now(), ticket, event, ticks, checked))
@@ -430,7 +442,7 @@ class Ledger:
     def balance(self) -> Balance:
         """Where the budget stands."""
         self._refresh()
-        return self._balance()
+        return self._record.balance
 
     @property
     def budget(self) -> int:
@@ -466,8 +478,12 @@ class Ledger:
 
     def fits(self, event: Event) -> bool:
         """Whether a reservation of this event would be admitted now."""
-        ticks = self._price(event)
-        return ticks is not None and ticks <= self.balance.remaining
+        ticks, balance = self._price(event), self.balance
+        return (
+            ticks is not None
+            and ticks <= balance.remaining
+            and failure_ticks(event) <= balance.failure_remaining
+        )
 
     def accountant(self) -> RDPAccountant:
         """Everything charged, composed anew: settled events and open reservations.
@@ -475,10 +491,7 @@ class Ledger:
         The ledger is the only copy of that state; the accountant is a view and may be changed.
         """
         self._refresh()
-        view = RDPAccountant(adjacency=self.header.adjacency) + self._record.settled
-        for ticket in self._record.open.values():
-            view.compose(ticket.event)
-        return view
+        return self._record.accountant()
 
     def epsilon(self) -> Bound:
         """Epsilon of everything charged so far, at the declared delta.
@@ -489,24 +502,38 @@ class Ledger:
         epsilon unless a loss was acknowledged.
         """
         self._refresh()
-        header, record = self.header, self._record
-        pending = [ticket.event for ticket in record.open.values()]
-        free = record.settled.epsilon_if(pending, header.delta)
-        taken = record.spent + record.reserved
-        declared = spent_epsilon(taken, delta=header.delta, order=header.order)
-        if taken <= record.budget:
-            declared = min(declared, header.epsilon)  # that is what the budget means
-        if free.value <= declared:
-            return free
-        return replace(free, value=declared, order=header.order)
+        return self._record.epsilon()
 
     def entries(self) -> Iterator[LedgerEntry]:
         """All entries from the header on, checked again while they are read."""
         replay = Record()
-        for text, digest in self._live().execute("SELECT body, hash FROM entry ORDER BY seq"):
+        for text, digest in self._rows(0):
             entry = replay.check(text, digest)
             replay.admit(entry)
             yield entry
+
+    def export_lines(self) -> Iterator[str]:
+        """The lines of an export: every entry with its hash, then how it ends; no line ends.
+
+        One consistent state, whatever other processes append meanwhile.
+        """
+        return self._lines(Record())
+
+    def export(self, path: str | Path) -> Head:
+        """Writes the ledger as JSON Lines, which :meth:`verify` checks without the database.
+
+        Args:
+            path: where; nothing may be there yet.
+
+        Returns:
+            The head that the export ends with.
+
+        Raises:
+            LedgerUnavailable: if the path exists or cannot be written.
+        """
+        replay = Record()
+        write_export(Path(path).absolute(), self._lines(replay))
+        return self._head_of(replay)
 
     def __repr__(self) -> str:
         state = "closed" if self._connection is None else f"head {self._record.head}"
@@ -531,7 +558,7 @@ class Ledger:
         """One write transaction: lock, catch up with other processes, append, commit."""
         connection = self._live()
         before = self._record.head
-        with _translated(self._path):
+        with translated(self._path):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self._catch_up()
@@ -546,7 +573,7 @@ class Ledger:
     def _refresh(self) -> None:
         """Takes in what other processes appended."""
         connection = self._live()
-        with _translated(self._path):
+        with translated(self._path):
             if connection.in_transaction or self._is_current():
                 return
             before = self._record.head
@@ -589,21 +616,28 @@ class Ledger:
                 f"{self._path} ends at entry {stored.sequence}, this process has already seen "
                 f"entry {self._record.next_sequence() - 1}: somebody replaced the file"
             )
-        rows = self._live().execute(
-            "SELECT body, hash FROM entry WHERE seq >= ? ORDER BY seq",
-            (self._record.next_sequence(),),
-        )
-        for text, digest in rows:
-            self._record.admit(self._record.check(text, digest))
+        for text, digest in self._rows(self._record.next_sequence()):
+            entry = self._record.check(text, digest)
+            self._record.admit(entry)
+            if self._keep is not None:
+                self._keep.append(entry)
         if self._record.head != stored:
             raise BrokenChain(
                 f"{self._path} says its head is {stored}, its entries end at {self._record.head}",
                 entry=self._record.next_sequence(),
             )
 
-    def _balance(self) -> Balance:
-        record = self._record
-        return Balance(budget=record.budget, spent=record.spent, reserved=record.reserved)
+    def _rows(self, first: int) -> Iterator[tuple[Any, Any]]:
+        """(body, hash) of every entry from number ``first`` on, as stored."""
+        return self._live().execute(
+            "SELECT body, hash FROM entry WHERE seq >= ? ORDER BY seq", (first,)
+        )
+
+    def _lines(self, replay: Record) -> Iterator[str]:
+        for text, digest in self._rows(0):
+            replay.admit(replay.check(text, digest))
+            yield line_of(text, digest)
+        yield last_line_of(replay)
 
     def _append(self, body: dict[str, object]) -> LedgerEntry:
         """Checks an entry by the reader's rules, stores it and updates the tables."""
@@ -635,12 +669,12 @@ class Ledger:
 
     def _write_schema(self, header: LedgerHeader) -> None:
         connection = self._live()
-        with _translated(self._path):
+        with translated(self._path):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {USER_VERSION}")
-            for statement in _SCHEMA.values():
+            for statement in SCHEMA.values():
                 connection.execute(statement)
             self._append(header_body(header, _now()))
             connection.execute("COMMIT")
@@ -648,11 +682,10 @@ class Ledger:
     def _verify_file(self) -> None:
         """Everything that can be checked from the file alone, in one consistent snapshot."""
         connection = self._live()
-        with _translated(self._path):
+        with translated(self._path):
             connection.execute("BEGIN")
             try:
-                self._verify_identity()
-                self._verify_tables()
+                verify_schema(self._path, connection)
                 self._catch_up()
                 self._verify_caches()
             finally:
@@ -661,34 +694,6 @@ class Ledger:
             mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
             if mode != "wal":
                 raise BrokenChain(f"{self._path} is in journal mode {mode}, not wal", entry=None)
-
-    def _verify_identity(self) -> None:
-        application = self._pragma("application_id")
-        version = self._pragma("user_version")
-        if application != APPLICATION_ID:
-            raise LedgerUnavailable(
-                f"{self._path} is no accounting ledger (application id {application}); if it is "
-                "a copy of one, bring its -wal file along: what it recorded was spent"
-            )
-        if version != USER_VERSION:
-            raise LedgerUnavailable(
-                f"{self._path} has format {version}, this version reads {USER_VERSION}"
-            )
-
-    def _verify_tables(self) -> None:
-        connection = self._live()
-        verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        if verdict != "ok":
-            raise BrokenChain(f"{self._path} is damaged: {verdict}", entry=None)
-        found = dict(
-            connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        )
-        if found != _SCHEMA:
-            names = found.keys() | _SCHEMA.keys()  # a damaged name need not be text
-            different = sorted(repr(n) for n in names if found.get(n) != _SCHEMA.get(n))
-            raise BrokenChain(
-                f"{self._path} has other tables or triggers than a ledger: {different}", entry=None
-            )
 
     def _verify_caches(self) -> None:
         """The tables `ticket` and `meta` are caches of the chain: they must say the same."""
@@ -705,9 +710,6 @@ class Ledger:
         if rows != [(0, record.spent, record.reserved)]:
             raise BrokenChain(f"{self._path}: table meta contradicts the entries", entry=None)
 
-    def _pragma(self, name: str) -> Any:
-        return self._live().execute(f"PRAGMA {name}").fetchone()[0]
-
     def _contains(self, head: Head) -> bool:
         row = (
             self._live()
@@ -717,18 +719,18 @@ class Ledger:
         return row is not None and row[0] == head.hash
 
     def _expect(self, head: Head) -> None:
-        with _translated(self._path):
+        with translated(self._path):
             if self._contains(head) or head in self._record.lost:
                 return
-        raise LedgerRolledBack(
-            f"{self._path} ends at {self._record.head} and does not contain {head}, which was "
-            "seen before: restore the newer file, or open without expect_head and acknowledge_loss"
-        )
+        raise rolled_back(self._path, self._record.head, head)
 
     def _last_head(self) -> Head:
-        if self._record.head is None:
+        return self._head_of(self._record)
+
+    def _head_of(self, record: Record) -> Head:
+        if record.head is None:
             raise BrokenChain(f"{self._path} has no entries", entry=0)
-        return self._record.head
+        return record.head
 
     def _price(self, event: Event) -> int | None:
         if not isinstance(event, Event):
@@ -742,16 +744,14 @@ class Ledger:
             raise TicketError(f"{ticket!r} is {state}: a ticket is good for one release")
 
     def _exceeded(self, event: Event, ticks: int | None) -> BudgetExceeded:
-        record = self._record
-        requested = float("inf") if ticks is None else to_rdp(ticks)
-        spent, limit = to_rdp(record.spent + record.reserved), to_rdp(record.budget)
-        return BudgetExceeded(
-            f"{event} costs {requested:.6g} RDP at order {self.header.order:g}; "
-            f"{spent:.6g} of {limit:.6g} are taken (epsilon {self.header.epsilon:g}, delta "
-            f"{self.header.delta:g}): stop here, or declare less per round in a new plan",
-            spent=spent,
-            requested=requested,
-            limit=limit,
+        record, header = self._record, self.header
+        return refusal(
+            event,
+            order=header.order,
+            spent=record.spent + record.reserved,
+            requested=ticks,
+            limit=record.budget,
+            promise=(header.epsilon, header.delta),
         )
 
 
@@ -759,57 +759,6 @@ def _in_the_way(path: Path) -> LedgerUnavailable:
     return LedgerUnavailable(
         f"{path} exists: open it, a second ledger over the same data hides what was spent"
     )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with _translated(path):
-        connection = sqlite3.connect(
-            f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_MS / 1000
-        )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone stops at the drive's cache
-        connection.execute("PRAGMA trusted_schema = OFF")
-        return connection
-
-
-_NOT_DAMAGED = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_IOERR,
-}
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours: the file cannot be used now, or cannot be trusted."""
-    try:
-        yield
-    except UnicodeDecodeError as error:  # by the driver, of a damaged text or schema
-        raise BrokenChain(f"{path} is damaged: {error}", entry=None) from error
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code in _NOT_DAMAGED:
-            raise LedgerUnavailable(
-                f"{path} cannot be used now ({error}): nothing was written; try again, or look "
-                "for the process that holds it"
-            ) from error
-        raise BrokenChain(f"{path} is damaged: {error}", entry=None) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new file's name durable as well (where the system lets folders be synced)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _now() -> str:

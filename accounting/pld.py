@@ -6,8 +6,10 @@ with losses rounded up, so its epsilon is an upper bound at every grid width. Th
 
 * every parameter is validated by our events before dp-accounting sees it (it takes NaN for 0);
 * only mechanisms that it gets right are handed over, one by one and composed here: Gaussian and
-  Laplace noise, plain or on a Poisson sample, and groups of those as mixtures. Integer noise has no
-  distribution there; its cost stays an RDP cost;
+  Laplace noise, plain or on a Poisson sample, and groups of those as mixtures. Discrete Gaussian
+  noise only where one unit moves one coordinate by one (l2 below sqrt(2)): its loss, other than the
+  Gaussian's, depends on how a norm is spread over the coordinates. Skellam noise and sums of
+  discrete Gaussians have no distribution there; their cost stays an RDP cost;
 * replace-one is probed once against the exact Gaussian before it is used;
 * grids of more than 2e7 cells are refused instead of filling the memory;
 * the value is computed at two grid widths, and their difference is reported.
@@ -31,11 +33,12 @@ from accounting.accountant import (
     gaussian_epsilon,
 )
 from accounting.curves import combined_gaussian, count_weight
-from accounting.derived import group_event, survivors_event
+from accounting.derived import group_chances, group_event, survivors_event
 from accounting.errors import InvalidParameter, MissingExtra, UnsupportedEvent
 from accounting.events import (
     Adjacency,
     Compose,
+    DiscreteGaussian,
     Event,
     Gaussian,
     Group,
@@ -54,6 +57,7 @@ __all__ = ["MAX_CELLS", "grid_width", "pld_available", "pld_epsilon", "pld_fits"
 MAX_CELLS = 20_000_000
 _TAIL = 1e-15  # probability outside of the range for which cells are counted
 _LARGEST_GROUP = 1000
+_LISTED = 24.0  # outcomes of a discrete Gaussian, in units of sigma; the rest has mass 1e-30
 
 
 def pld_available() -> bool:
@@ -67,7 +71,7 @@ def pld_available() -> bool:
 class _Part:
     """One mechanism that dp-accounting gets right, and how often it runs."""
 
-    kind: type[Gaussian | Laplace]
+    kind: type[Gaussian | Laplace | DiscreteGaussian]
     noise: float  # over the contribution's norm bound
     rate: float
     units: int  # of a group
@@ -141,6 +145,15 @@ def _part(leaf: Event, count: int, adjacency: Adjacency) -> _Part:
             )
         scale = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
         return _Part(kind=Laplace, noise=inner.b / scale, rate=rate, units=1, count=count)
+    if isinstance(inner, DiscreteGaussian) and units == 1:
+        if inner.l2 * inner.l2 >= 2 or adjacency is Adjacency.REPLACE_ONE:
+            raise UnsupportedEvent(
+                "discrete Gaussian noise has a distribution under add-remove and zero-out where a "
+                f"unit moves one coordinate by one (l2 below sqrt(2)), found {leaf} under "
+                f"{adjacency}: use rdp",
+                event=leaf,
+            )
+        return _Part(kind=DiscreteGaussian, noise=inner.sigma, rate=rate, units=1, count=count)
     raise UnsupportedEvent(
         f"no privacy-loss distribution is known to be right for {leaf}: use rdp", event=leaf
     )
@@ -232,6 +245,8 @@ def _rdp_size(parts: list[_Part], adjacency: Adjacency, delta: float) -> float:
         one: Event = Gaussian(noise_multiplier=part.noise / scale)
         if part.kind is Laplace:
             one = Laplace(b=part.noise)
+        elif part.kind is DiscreteGaussian:
+            one = DiscreteGaussian(sigma=part.noise, l2=1.0)
         if part.rate < 1:
             one = Poisson(sample_rate=min(1.0, part.rate * part.units), event=one)
         accountant.compose(one, part.count)
@@ -247,12 +262,16 @@ def _refuse_large_grids(
     single = 0.0
     for part in parts:
         shift = part.units * (2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0) / part.noise
-        reach = shift if part.kind is Laplace else shift * (shift / 2 + 10)
+        reach = shift if part.kind is Laplace else shift * (shift / 2 + _LISTED / 2)
         if part.kind is Gaussian and part.rate == 1:
             root = math.sqrt(count_weight(part.count))
             reach = shift * root * (shift * root / 2 + 10)
         single = max(single, 2 * reach)
-    cells = max(single, 2 * _rdp_size(parts, adjacency, _TAIL)) / width
+    # The outcomes of integer noise are listed one by one.
+    listed = max(
+        (_LISTED * part.noise for part in parts if part.kind is DiscreteGaussian), default=0
+    )
+    cells = max(single / width, 2 * _rdp_size(parts, adjacency, _TAIL) / width, listed)
     if not cells <= MAX_CELLS:
         raise UnsupportedEvent(
             f"a privacy-loss distribution of {event} would need {cells:.2g} cells of {width:.2g}, "
@@ -279,16 +298,18 @@ def _distribution(part: _Part, adjacency: Adjacency, width: float) -> PrivacyLos
 
     times = part.count
     if part.units > 1:
-        from scipy.stats import binom  # noqa: PLC0415  # slow, needed here only
-
         one = backend.from_mixture_gaussian_mechanism(
             standard_deviation=part.noise,
             sensitivities=[float(k) for k in range(part.units + 1)],
-            sampling_probs=binom.pmf(range(part.units + 1), part.units, part.rate).tolist(),
+            sampling_probs=group_chances(part.units, part.rate),
             value_discretization_interval=width,
         )
     elif part.kind is Laplace:
         one = backend.from_laplace_mechanism(
+            part.noise, value_discretization_interval=width, sampling_prob=part.rate
+        )
+    elif part.kind is DiscreteGaussian:
+        one = backend.from_discrete_gaussian_mechanism(
             part.noise, value_discretization_interval=width, sampling_prob=part.rate
         )
     else:

@@ -20,282 +20,61 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from accounting.accountant import RDPAccountant, checked_delta, checked_epsilon
+from accounting.accountant import Bound, RDPAccountant
+from accounting.entries import (
+    MAX_NAME,
+    MAX_NOTE,
+    Balance,
+    EntryKind,
+    Evidence,
+    Head,
+    LedgerEntry,
+    LedgerHeader,
+    NoteSubject,
+    Randomness,
+    Ticket,
+    checked_text,
+    checked_whole,
+    member_of,
+)
 from accounting.errors import AccountingError, BrokenChain, InvalidParameter
-from accounting.events import Adjacency, Event, Repeat, from_json, to_json
-from accounting.filter import budget_ticks, floor_ticks
+from accounting.events import Event, Repeat, from_json, to_json
+from accounting.filter import failure_ticks, floor_ticks, spent_epsilon
 
-__all__ = [
-    "MAX_NAME",
-    "MAX_NOTE",
-    "SCHEMA",
-    "EntryKind",
-    "Evidence",
-    "Head",
-    "LedgerEntry",
-    "LedgerHeader",
-    "NoteSubject",
-    "Randomness",
-    "Record",
-    "Ticket",
-    "Unit",
-    "canonical",
-    "chain_hash",
-    "checked_text",
-    "checked_whole",
-]
+__all__ = ["SCHEMA", "Record", "canonical", "chain_hash"]
 
 SCHEMA = "accounting-ledger/1"
 _GENESIS = bytes(32)
-_HEX64 = re.compile(r"[0-9a-f]{64}")
 _UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-_MAX_WHOLE = 1 << 62  # ticks are larger than 2^53; Python's JSON reads whole numbers exactly
-MAX_NAME, MAX_NOTE = 200, 2000
-
-
-class Unit(StrEnum):
-    """Whose data a claim protects."""
-
-    RECORD = "record"
-    USER = "user"
-    CLIENT = "client"
-
-
-class Randomness(StrEnum):
-    """Where the noise came from. Anything but the system's source voids the claim."""
-
-    SYSTEM = "system"
-    INJECTED = "injected"
-
-
-class EntryKind(StrEnum):
-    """What an entry records."""
-
-    HEADER = "header"
-    RESERVE = "reserve"
-    SETTLE = "settle"
-    ABORT = "abort"
-    NOTE = "note"
-
-
-class NoteSubject(StrEnum):
-    """What a note is about."""
-
-    COMMENT = "comment"
-    INJECTED_RANDOMNESS = "injected-randomness"
-    LOSS = "loss"
-
-
-# --- values -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """One entry of one chain: proof that everything up to it was seen.
-
-    Attributes:
-        sequence: number of the entry, 0 for the header.
-        hash: 32 bytes.
-    """
-
-    sequence: int
-    hash: bytes
-
-    def __post_init__(self) -> None:
-        checked_whole(self.sequence, "head sequence", low=0)
-        if not isinstance(self.hash, bytes) or len(self.hash) != 32:
-            raise InvalidParameter(f"a head's hash must be 32 bytes, found {self.hash!r}")
-
-    def __str__(self) -> str:
-        return f"{self.sequence}:{self.hash.hex()}"
-
-    @classmethod
-    def parse(cls, text: str) -> Head:
-        """Reads the ``sequence:hexadecimal`` form that ``str`` writes.
-
-        Raises:
-            InvalidParameter: for any other text.
-        """
-        if not isinstance(text, str) or not re.fullmatch(r"(0|[1-9]\d{0,15}):[0-9a-f]{64}", text):
-            raise InvalidParameter(f"a head reads 'sequence:64 hex digits', found {text!r}")
-        sequence, digits = text.split(":")
-        return cls(sequence=int(sequence), hash=bytes.fromhex(digits))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHeader:
-    """The declaration a ledger opens with, fixed before the data are touched.
-
-    Attributes:
-        population: whose data, in words or an id; 1..200 characters.
-        unit: what one unit of protection is.
-        adjacency: the neighbour relation.
-        epsilon: the promise, > 0.
-        delta: the promise, 0 < delta < 1.
-        order: the declared Renyi order a*, in [1.01, 65536]; best the calibrated plan's
-            ``achieved.order``.
-        plan: digest of the planned event, 64 hexadecimal digits.
-        randomness: ``injected`` marks a run that is a test or a simulation and no claim.
-
-    Raises:
-        InvalidParameter: for impossible values, or an order that leaves no budget.
-    """
-
-    population: str
-    unit: Unit
-    adjacency: Adjacency
-    epsilon: float
-    delta: float
-    order: float
-    plan: str
-    randomness: Randomness = Randomness.SYSTEM
-
-    def __post_init__(self) -> None:
-        checked_text(self.population, "population", most=MAX_NAME)
-        _set(self, "unit", _member(Unit, self.unit, "unit"))
-        _set(self, "adjacency", Adjacency.of(self.adjacency))
-        _set(self, "epsilon", checked_epsilon(self.epsilon))
-        _set(self, "delta", checked_delta(self.delta))
-        _set(self, "randomness", _member(Randomness, self.randomness, "randomness"))
-        if isinstance(self.order, bool) or not isinstance(self.order, int | float):
-            raise InvalidParameter(f"order must be a number, found {self.order!r}")
-        _set(self, "order", float(self.order))
-        if not isinstance(self.plan, str) or not _HEX64.fullmatch(self.plan):
-            raise InvalidParameter(f"plan must be 64 hex digits (a digest), found {self.plan!r}")
-        _ = self.budget
-
-    @property
-    def budget(self) -> int:
-        """B in ticks of 2^-40 RDP at the declared order."""
-        return budget_ticks(self.epsilon, self.delta, self.order)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What happened in the round that a settlement pays for. No client ids, ever.
-
-    Attributes:
-        planned: clients (or noise shares) planned, >= 1.
-        survivors: clients in the sum, >= 1; may exceed ``planned`` where noise is sized for the
-            fewest accepted.
-        colluding_assumed: clients assumed to pool their views with the adversary, < survivors
-            or equal where the unit is protected by its own noise only.
-        protocol: name and version, 1..200 characters.
-        transcript: SHA-256 of the round's transcript, 64 hexadecimal digits.
-    """
-
-    planned: int
-    survivors: int
-    colluding_assumed: int
-    protocol: str
-    transcript: str
-
-    def __post_init__(self) -> None:
-        checked_whole(self.planned, "evidence.planned", low=1)
-        checked_whole(self.survivors, "evidence.survivors", low=1)
-        checked_whole(self.colluding_assumed, "evidence.colluding_assumed", low=0)
-        if self.colluding_assumed > self.survivors:
-            raise InvalidParameter(
-                f"evidence.colluding_assumed is {self.colluding_assumed}, but there were only "
-                f"{self.survivors} survivors"
-            )
-        checked_text(self.protocol, "evidence.protocol", most=MAX_NAME)
-        if not isinstance(self.transcript, str) or not _HEX64.fullmatch(self.transcript):
-            raise InvalidParameter(
-                f"evidence.transcript must be 64 hex digits (SHA-256), found {self.transcript!r}"
-            )
-
-    @classmethod
-    def of(cls, value: Evidence | Mapping[str, Any]) -> Evidence:
-        """The evidence in a mapping with exactly these five keys.
-
-        Raises:
-            InvalidParameter: for other keys (such as client ids) or impossible values.
-        """
-        if isinstance(value, Evidence):
-            return value
-        names = {f.name for f in fields(cls)}
-        if not isinstance(value, Mapping) or set(value) != names:
-            raise InvalidParameter(
-                f"evidence must have exactly the keys {sorted(names)}, found {value!r}"
-            )
-        return cls(**value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
-    """A reservation: the right to one release, once, at most at this price.
-
-    Attributes:
-        key: the caller's name for the attempt, unique in the ledger.
-        sequence: number of the reserving entry.
-        round: training round.
-        event: the event the price was computed for.
-        ticks: the price.
-    """
-
-    key: str
-    sequence: int
-    round: int
-    event: Event
-    ticks: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
-    """One entry as it stands in the chain; fields that its kind does not have are None.
-
-    Attributes:
-        sequence: 0, 1, 2, ...
-        kind: what it records.
-        utc: when, by the writer's clock; informative.
-        hash: the chain's hash up to here, 32 bytes.
-        ticks: reserved (reserve), charged (settle, abort, loss), or the budget (header).
-        round: training round.
-        key: the ticket's key.
-        event: reserved or released event; for a loss the worst case charged.
-        evidence: of a settlement; None where ``recover`` settled it.
-        opened: of an abort, whether something may have been opened.
-        subject: of a note.
-        text: of a note.
-        lost: of a loss, the head that this file should have had.
-        header: of entry 0.
-    """
-
-    sequence: int
-    kind: EntryKind
-    utc: str
-    hash: bytes
-    ticks: int
-    round: int | None = None
-    key: str | None = None
-    event: Event | None = None
-    evidence: Evidence | None = None
-    opened: bool | None = None
-    subject: NoteSubject | None = None
-    text: str | None = None
-    lost: Head | None = None
-    header: LedgerHeader | None = None
 
 
 # --- text ---------------------------------------------------------------------------------------
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical(body: Mapping[str, object]) -> str:
     """Canonical JSON: sorted keys, no spaces, shortest floats, no NaN."""
-    return json.dumps(
-        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _CANONICAL.encode(body)
 
 
 def chain_hash(previous: bytes, text: str) -> bytes:
     """The hash of an entry with this canonical text after an entry with hash ``previous``."""
     return hashlib.sha256(SCHEMA.encode() + b"\0" + previous + text.encode()).digest()
+
+
+def _stated(value: LedgerHeader | Evidence) -> dict[str, object]:
+    """The fields, without those that came later and hold their default: old ledgers stay valid."""
+    later = {"delta_reserve": 0.0, "modulus": None}
+    body = asdict(value)
+    return {name: x for name, x in body.items() if name not in later or x != later[name]}
 
 
 def header_body(header: LedgerHeader, utc: str) -> dict[str, object]:
@@ -306,7 +85,7 @@ def header_body(header: LedgerHeader, utc: str) -> dict[str, object]:
         "utc": utc,
         "schema": SCHEMA,
         "ticks": header.budget,
-        **asdict(header),
+        **_stated(header),
     }
 
 
@@ -335,7 +114,7 @@ def settle_body(
         "key": ticket.key,
         "event": to_json(event),
         "ticks": ticks,
-        "evidence": None if evidence is None else asdict(evidence),
+        "evidence": None if evidence is None else _stated(evidence),
     }
 
 
@@ -384,6 +163,8 @@ class _Charges:
 
     spent: int = 0
     reserved: int = 0
+    failure_spent: int = 0
+    failure_reserved: int = 0
     open: dict[str, Ticket] = field(default_factory=dict)
     closed: dict[str, tuple[EntryKind, int]] = field(default_factory=dict)
     lost: set[Head] = field(default_factory=set)
@@ -427,6 +208,41 @@ class Record:
     def reserved(self) -> int:
         """Ticks of open reservations."""
         return self._charges.reserved
+
+    @property
+    def balance(self) -> Balance:
+        """Where the budget stands."""
+        charges = self._charges
+        return Balance(
+            budget=self.budget,
+            spent=charges.spent,
+            reserved=charges.reserved,
+            failure_budget=self.header.failure_budget,
+            failure_spent=charges.failure_spent,
+            failure_reserved=charges.failure_reserved,
+        )
+
+    def accountant(self) -> RDPAccountant:
+        """Everything charged, composed anew: settled events and open reservations."""
+        view = RDPAccountant(adjacency=self.header.adjacency) + self.settled
+        for ticket in self.open.values():
+            view.compose(ticket.event)
+        return view
+
+    def epsilon(self) -> Bound:
+        """Epsilon of everything charged so far, at the declared delta; see ``Ledger.epsilon``."""
+        header, balance = self.header, self.balance
+        pending = [ticket.event for ticket in self.open.values()]
+        free = self.settled.epsilon_if(pending, header.delta)
+        taken = balance.spent + balance.reserved
+        declared = spent_epsilon(taken, delta=header.delta_for_rdp, order=header.order)
+        if balance.failure_remaining < 0:
+            return free  # after a loss: the reserve of delta does not cover what happened
+        if taken <= balance.budget:
+            declared = min(declared, header.epsilon)  # that is what the budget means
+        if free.value <= declared:
+            return free
+        return replace(free, value=declared, order=header.order)
 
     @property
     def open(self) -> Mapping[str, Ticket]:
@@ -479,7 +295,7 @@ class Record:
             raise BrokenChain(f"entry {seq} cannot be trusted: {error}", entry=seq) from error
 
     def _read(self, body: dict[str, Any], digest: bytes) -> LedgerEntry:
-        kind = _member(EntryKind, body["kind"], "kind")
+        kind = member_of(EntryKind, body["kind"], "kind")
         if (kind is EntryKind.HEADER) != (self.head is None):
             raise InvalidParameter(f"a {kind} entry cannot stand here")
         reader = {
@@ -493,11 +309,11 @@ class Record:
         return LedgerEntry(**common, **reader(body))
 
     def _read_header(self, body: dict[str, Any]) -> dict[str, Any]:
-        names = [f.name for f in fields(LedgerHeader)]
-        _keys(body, "schema", "ticks", *names)
+        own = {"seq", "kind", "utc", "schema", "ticks"}
         if body["schema"] != SCHEMA:
             raise InvalidParameter(f"schema must be {SCHEMA}, found {body['schema']!r}")
-        header = LedgerHeader(**{name: body[name] for name in names})
+        header = LedgerHeader(**{name: x for name, x in body.items() if name not in own})
+        _keys(body, "schema", "ticks", *_stated(header))
         # A tick more or less may come from another library's logarithm; never more than that.
         if abs(checked_whole(body["ticks"], "ticks", low=1) - header.budget) > 1:
             raise InvalidParameter(
@@ -514,6 +330,8 @@ class Record:
         taken = self.spent + self.reserved
         if taken + ticks > self.budget:
             raise InvalidParameter(f"it passes the budget: {taken} + {ticks} > {self.budget} ticks")
+        if failure_ticks(event) > self.balance.failure_remaining:
+            raise InvalidParameter(f"{event} passes the reserve of delta")
         number = checked_whole(body["round"], "round", low=0)
         return {"round": number, "key": key, "event": event, "ticks": ticks}
 
@@ -523,6 +341,8 @@ class Record:
         event, ticks = self._priced(body)
         if ticks > ticket.ticks:
             raise InvalidParameter(f"it settles {ticks} ticks, {ticket.ticks} were reserved")
+        if failure_ticks(event) > failure_ticks(ticket.event):
+            raise InvalidParameter("it settles a larger probability of failure than was reserved")
         raw = body["evidence"]
         evidence = None if raw is None else Evidence.of(raw)
         return {
@@ -548,7 +368,7 @@ class Record:
         }
 
     def _read_note(self, body: dict[str, Any]) -> dict[str, Any]:
-        subject = _member(NoteSubject, body["subject"], "subject")
+        subject = member_of(NoteSubject, body["subject"], "subject")
         text = checked_text(body["text"], "text", most=MAX_NOTE)
         if subject is not NoteSubject.LOSS:
             _keys(body, "subject", "text")
@@ -590,9 +410,11 @@ class Record:
                 ticket = _ticket_of(entry)
                 charges.open[ticket.key] = ticket
                 charges.reserved += ticket.ticks
+                charges.failure_reserved += failure_ticks(ticket.event)
             case EntryKind.SETTLE | EntryKind.ABORT:
                 closed = charges.open.pop(str(entry.key))
                 charges.reserved -= closed.ticks
+                charges.failure_reserved -= failure_ticks(closed.event)
                 charges.closed[closed.key] = (entry.kind, entry.ticks)
                 self._charge(entry)
             case EntryKind.NOTE:
@@ -606,6 +428,7 @@ class Record:
     def _charge(self, entry: LedgerEntry) -> None:
         self._charges.spent += entry.ticks
         if entry.ticks and entry.event is not None:
+            self._charges.failure_spent += failure_ticks(entry.event)
             self.settled.compose(entry.event)
 
 
@@ -629,42 +452,6 @@ def loss_event(event: Event, rounds: int) -> Event:
 @lru_cache(maxsize=4096)
 def _event_of(text: str) -> Event:
     return from_json(json.loads(text))
-
-
-def _set(target: object, name: str, value: object) -> None:
-    object.__setattr__(target, name, value)
-
-
-def _member(cls: Any, value: object, where: str) -> Any:
-    try:
-        return cls(value)
-    except ValueError:
-        names = ", ".join(member.value for member in cls)
-        raise InvalidParameter(f"{where} must be one of {names}, found {value!r}") from None
-
-
-def checked_whole(value: object, where: str, *, low: int) -> int:
-    """A whole number from ``low`` to 2^62, no bool.
-
-    Raises:
-        InvalidParameter: otherwise, naming ``where``.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidParameter(f"{where} must be an int, found {type(value).__name__}")
-    if not low <= value <= _MAX_WHOLE:
-        raise InvalidParameter(f"{where} must be >= {low} and at most 2^62, found {value}")
-    return value
-
-
-def checked_text(value: object, where: str, *, most: int) -> str:
-    """A printable text of 1..most characters.
-
-    Raises:
-        InvalidParameter: otherwise, naming ``where``.
-    """
-    if not isinstance(value, str) or not 1 <= len(value) <= most or not value.isprintable():
-        raise InvalidParameter(f"{where} must be 1..{most} printable characters, found {value!r}")
-    return value
 
 
 def _truth(value: object) -> bool:

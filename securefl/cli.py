@@ -237,7 +237,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         pad_edge=False,
         title=(
             f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
-            f"{summary['protocol']} ({summary['fidelity']})"
+            f"{summary['protocol']}, {summary['adversary']} server ({summary['fidelity']})"
         ),
     )
     table.add_column("mode", no_wrap=True)

@@ -16,11 +16,14 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from securefl.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from securefl.protocols.secagg.params import SecAggParams
 
 __all__ = [
     "AggregationConfig",
@@ -168,11 +171,28 @@ class EncodingConfig(_Section):
 class AggregationConfig(_Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg"] = "secagg"
-    adversary: Literal["semi-honest"] = "semi-honest"
+    protocol: Literal["secagg", "secagg+"] = "secagg"
+    """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
+    on a random ring."""
+    adversary: Literal["semi-honest", "active"] = "semi-honest"
+    """``active``: the server may also lie, to each client in another way."""
     threshold: Annotated[int, Field(ge=3)] | None = None
-    """Fewest clients alive in every phase; default floor(2n/3)+1."""
+    """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
+    degree: Annotated[int, Field(ge=2)] | None = None
+    """Neighbours per client, even, ``secagg+`` only; default the smallest that is safe."""
+    experimental_active_graph: bool = False
+    """Needed for ``secagg+`` against an active server, for which there is no published proof."""
     fidelity: Fidelity = Fidelity.PROTOCOL
+
+    @model_validator(mode="after")
+    def _by_name(self) -> AggregationConfig:
+        active_ring = self.protocol == "secagg+" and self.adversary == "active"
+        if active_ring and not self.experimental_active_graph:
+            raise ValueError(
+                'protocol "secagg+" with adversary "active" has no published proof: '
+                "set experimental_active_graph = true to run it all the same"
+            )
+        return self
 
 
 class SimulationConfig(_Section):
@@ -240,6 +260,7 @@ class RunConfig(_Section):
     def _consistent(self) -> RunConfig:
         clients, dropped = self.partition.clients, self.simulation.dropped_per_round
         threshold = self.threshold
+        wanted = self.aggregation
         if threshold > clients:
             raise ValueError(
                 f"aggregation.threshold is {threshold}, but partition.clients is {clients}"
@@ -250,12 +271,58 @@ class RunConfig(_Section):
                 f"{clients - dropped}, fewer than aggregation.threshold = {threshold}: "
                 "every round would be lost"
             )
+        try:
+            self.secagg_params()
+        except ConfigurationError as error:
+            raise ValueError(
+                f'aggregation.protocol = "{wanted.protocol}", adversary = "{wanted.adversary}" '
+                f"with {clients} clients and threshold {threshold}: {error}"
+            ) from None
         return self
 
     @property
+    def assumed_corrupt(self) -> int:
+        """A: one client in twenty, at least one, is assumed to help the server."""
+        return -(-self.partition.clients // 20)
+
+    @property
     def threshold(self) -> int:
-        """Fewest clients alive in every phase: the configured one, or floor(2n/3)+1."""
-        return self.aggregation.threshold or 2 * self.partition.clients // 3 + 1
+        """Fewest clients alive in every phase: the configured one, or floor(2n/3)+1.
+
+        Without a configured one it is higher where ``secagg`` against an active server needs more.
+        """
+        if self.aggregation.threshold is not None:
+            return self.aggregation.threshold
+        clients = self.partition.clients
+        usual = 2 * clients // 3 + 1
+        if self.aggregation.adversary == "active" and self.aggregation.protocol == "secagg":
+            from securefl.protocols.secagg.choice import least_alive  # noqa: PLC0415  # see below
+
+            return max(usual, least_alive(clients, self.assumed_corrupt))
+        return usual
+
+    def secagg_params(self) -> SecAggParams:
+        """Graph, degree, sharing threshold and what follows, for every round of every run.
+
+        Raises:
+            ConfigurationError: if no safe parameters exist for these numbers.
+        """
+        # Loaded late: naming the presets must not load ciphers.
+        from securefl.protocols.secagg.choice import strongest  # noqa: PLC0415
+        from securefl.round import Adversary, ThreatModel  # noqa: PLC0415
+
+        active = self.aggregation.adversary == "active"
+        threat = ThreatModel(
+            adversary=Adversary.ACTIVE if active else Adversary.SEMI_HONEST,
+            corrupt=self.assumed_corrupt,
+            dropped=self.partition.clients - self.threshold,
+        )
+        return strongest(
+            self.partition.clients,
+            threat,
+            sparse=self.aggregation.protocol == "secagg+",
+            degree=self.aggregation.degree,
+        )
 
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run of the sweep, in the order in which it is carried out."""

@@ -26,6 +26,7 @@ __all__ = [
     "ProtocolError",
     "RosterMismatch",
     "SecureFLError",
+    "SnapshotError",
     "UnexpectedMessage",
     "WireError",
 ]
@@ -166,3 +167,10 @@ class DataNotFound(SecureFLError, FileNotFoundError):
 
 class CheckpointError(SecureFLError):
     """A checkpoint cannot be resumed: damaged, of another configuration, or ahead of its ledger."""
+
+
+class SnapshotError(SecureFLError):
+    """A machine's snapshot cannot be used: damaged, of another key, party or session, or too old.
+
+    Going on from an old state would answer twice; the party counts as a dropout of that session.
+    """

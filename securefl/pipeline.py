@@ -8,9 +8,10 @@ its parts. The pipeline is handed a :class:`Transport` that carries frames betwe
 protocol machines (the in-memory network of ``securefl.simulation``, or a real one) and knows
 nothing of sockets, files or clocks beyond a stopwatch.
 
-Adversary: the server is semi-honest; it follows the protocol and wants to learn a client's update.
-It sees masked vectors and the sum over the survivors. The sum itself is *not* private unless the
-clients trained with differential privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each).
+Adversary: the one in ``params``. A semi-honest server follows the protocol and wants to learn a
+client's update; an active one may also lie to each client. Either sees masked vectors and the sum
+over the survivors. The sum itself is *not* private unless the clients trained with differential
+privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each).
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ import accounting
 from securefl.encoding.codec import UpdateCodec, Weighting
 from securefl.modular import RingVector
 from securefl.primitives.prg import SecureRandom
+from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine, ServerMachine
-from securefl.protocols.secagg import SecAggClient, SecAggParams, SecAggServer
+from securefl.protocols.secagg import ClientPolicy, SecAggParams
+from securefl.protocols.secagg.parties import make_parties
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
 from securefl.training.apply import ServerOptimiser
 from securefl.training.dpsgd import ClientBudget
@@ -50,6 +53,8 @@ __all__ = [
 ]
 
 InputOf: TypeAlias = Callable[[ClientId], RingVector]
+
+_ANY_SERVER = ClientPolicy()
 
 
 class RoundStatus(StrEnum):
@@ -70,11 +75,15 @@ class Participant:
         client: its id in the cohort.
         trainer: turns the global model into an update from the client's own records.
         budget: its privacy budget and ledger; None without differential privacy.
+        identity: its long-term signing key, which sessions against an active server need. Here
+            the public halves of all participants are the directory; in a deployment that comes
+            from somewhere the server has no hand in.
     """
 
     client: ClientId
     trainer: Trainer
     budget: ClientBudget | None = None
+    identity: IdentityKey | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +168,7 @@ def private_round(
     optimiser: ServerOptimiser,
     transport: Transport,
     plan_digest: bytes = b"",
+    policy: ClientPolicy = _ANY_SERVER,
 ) -> RoundOutcome:
     """Carries out one round: every stage of an update's life, in order.
 
@@ -171,6 +181,7 @@ def private_round(
         optimiser: applies the decoded mean update.
         transport: carries the frames.
         plan_digest: digest of the privacy plan that all clients agreed to.
+        policy: what every client demands of the secure sum; the default accepts both adversaries.
 
     Returns:
         The outcome. A lost round is an outcome, not an error.
@@ -221,14 +232,21 @@ def private_round(
             context_digest=context,
             server_nonce=SecureRandom().random_bytes(32),
         )
-        server = SecAggServer(config)
-        clients = {c: SecAggClient(c, config, context_digest=context) for c in present}
+        server, clients = make_parties(
+            config,
+            present,
+            context_digest=context,
+            policy=policy,
+            identities={c: p.identity for c, p in participants.items() if p.identity is not None},
+            # Drawn after the configuration is fixed, like the public beacon it stands for.
+            beacon=SecureRandom().random_bytes(32),
+        )
         report = transport.carry(server, clients, input_of, round_index=round_index)
     watch.subtract("protocol", "train", "encode")
 
     # 10, second half: charge exactly the clients whose input left them, opened or not.
     with watch("ledger"):
-        _settle(participants, tickets, report, protocol=transport.protocol)
+        _settle(participants, tickets, report, protocol=transport.protocol, modulus=codec.modulus)
 
     outcome = RoundOutcome(
         status=RoundStatus.BELOW_THRESHOLD,
@@ -318,6 +336,7 @@ def _settle(
     report: TransportReport,
     *,
     protocol: str,
+    modulus: int,
 ) -> None:
     aggregate = report.aggregate
     for client, ticket in tickets.items():
@@ -336,6 +355,7 @@ def _settle(
                 colluding_assumed=len(aggregate.survivors),
                 protocol=protocol,
                 transcript=aggregate.transcript_digest.hex(),
+                modulus=modulus,
             )
             budget.released(ticket, evidence)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from securefl.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIELDS = [
@@ -56,6 +61,30 @@ def test_the_fields_of_the_worked_rows(
     found = json.loads(done.stdout)
     assert list(found) == FIELDS
     assert tuple(found.values())[:6] == expected
+
+
+ROWS = {  # gamma, delta, adversary -> degree, threshold for 100 and for 1000 clients
+    ("0.05", "0.10", "semi-honest"): ((16, 6), (36, 19)),
+    ("0.05", "0.33", "semi-honest"): ((28, 6), (72, 24)),
+    ("0.2", "0.1", "semi-honest"): ((32, 21), (68, 44)),
+    ("0.33", "0.33", "semi-honest"): ((68, 34), (286, 150)),
+    ("0.05", "0.05", "active"): ((16, 11), (52, 37)),
+    ("0.1", "0.1", "active"): ((32, 22), (96, 67)),
+    ("0.05", "0.33", "active"): ((72, 39), (398, 223)),
+}
+
+
+@pytest.mark.parametrize("rates", list(ROWS))
+def test_every_worked_row_comes_out_of_the_command(rates: tuple[str, str, str]) -> None:
+    gamma, delta, adversary = rates
+    for n, (degree, threshold) in zip((100, 1000), ROWS[rates], strict=True):
+        words = ["plan", "--clients", str(n), "--corrupt", gamma, "--dropout", delta]
+        done = CliRunner().invoke(app, [*words, "--adversary", adversary, "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        A, D = math.ceil(Fraction(gamma) * n), math.ceil(Fraction(delta) * n)
+        assert (found["degree"], found["threshold"]) == (degree, threshold)
+        assert (found["corrupt"], found["dropped"]) == (A, D)
 
 
 def test_rates_are_rounded_up_and_numbers_taken_as_they_are() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from securefl.config import (
@@ -71,7 +73,10 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("local_dp.delta=1.0", "delta"),
         ("local_dp.sample_rate=1.01", "sample_rate"),
         ("partition.clients=2", "clients"),
-        ("aggregation.adversary=active", "adversary"),
+        ("aggregation.adversary=malicious", "adversary"),
+        ("aggregation.protocol=lightsecagg", "protocol"),
+        ("aggregation.degree=4", 'belongs to protocol "secagg\\+"'),
+        ("aggregation.degree=1", "degree"),
         ("aggregation.threshold=11", "threshold"),
         ("aggregation.threshold=2", "threshold"),
         ("simulation.dropped_per_round=4", "every round would be lost"),
@@ -90,6 +95,56 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
 def test_values_out_of_range_are_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_preset("digits", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adversary=active", "threshold=6"], r"2t must exceed h \+ c = 9 \+ 1.*found 2t=10"),
+        (["protocol=secagg+", "degree=5"], "even number of neighbours in 2..n-2, found k=5"),
+        (["protocol=secagg+", "degree=2"], r"1 corrupt clients and 3 dropouts could cut a ring"),
+        (["protocol=secagg+", "degree=10"], "found k=10, n=10"),
+        (["protocol=secagg+", "threshold=3"], "no neighbour graph on 10 clients .* 7 dropped"),
+        (["protocol=secagg+", "adversary=active"], "experimental_active_graph = true"),
+    ],
+)
+def test_secure_sums_that_cannot_be_safe_are_refused_with_the_numbers(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_preset("digits", [f"aggregation.{override}" for override in overrides])
+    if "threshold" in message or "could" in message:
+        assert "with 10 clients and threshold" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("SECAGG", 9, 6, 7, 1, 6)),
+        (["adversary=active"], ("SECAGG", 9, 6, 7, 1, 6)),
+        (["adversary=active", "threshold=9"], ("SECAGG", 9, 8, 9, 1, 8)),
+        (["protocol=secagg+"], ("SECAGG_PLUS", 6, 3, 7, 1, 6)),
+        (["protocol=secagg+", "degree=8"], ("SECAGG_PLUS", 8, 5, 7, 1, 6)),
+        (
+            ["protocol=secagg+", "adversary=active", "experimental_active_graph=true"],
+            ("SECAGG_PLUS", 8, 5, 7, 1, 5),
+        ),
+    ],
+)
+def test_graph_and_threshold_follow_from_a_few_words(
+    overrides: list[str], expected: tuple[str, int, int, int, int, int]
+) -> None:
+    config = load_preset("digits", [f"aggregation.{override}" for override in overrides])
+    found = config.secagg_params()
+    assert (
+        found.protocol.name,
+        found.k,
+        found.t,
+        found.n_min,
+        found.threat.corrupt,
+        found.min_honest,
+    ) == expected
+    assert (found.threat.adversary.name == "ACTIVE") is ("adversary=active" in overrides)
 
 
 def test_overrides_take_bare_words_numbers_and_lists() -> None:
@@ -122,6 +177,33 @@ def test_default_threshold_is_two_thirds_and_one(clients: int) -> None:
     )
     assert config.threshold == 2 * clients // 3 + 1
     assert 3 <= config.threshold <= clients
+
+
+@given(st.integers(3, 400))
+@example(4)  # the one cohort whose usual threshold is too low
+def test_the_default_threshold_is_enough_against_an_active_server_too(clients: int) -> None:
+    config = RunConfig.model_validate_json(
+        f'{{"data": {{"name": "digits"}}, "partition": {{"clients": {clients}}},'
+        ' "aggregation": {"adversary": "active"}}'
+    )
+    params = config.secagg_params()
+    assert params.n_min == config.threshold
+    assert 2 * params.t > clients - 1 + params.threat.corrupt
+    usual = 2 * clients // 3 + 1
+    assert config.threshold >= usual
+    if config.threshold > usual:  # then one less would not do
+        assert 2 * (params.t - 1) <= clients - 1 + params.threat.corrupt
+
+
+def test_naming_presets_loads_no_ciphers() -> None:
+    code = (
+        "import sys\nfrom securefl.config import preset_names\npreset_names()\n"
+        "print(sorted({'cryptography', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
 
 
 @given(st.text(max_size=60))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import accounting
 from securefl.encoding.codec import CodecSpec, UpdateCodec, Weighting
+from securefl.errors import ConfigurationError
 from securefl.pipeline import (
     Participant,
     RoundOutcome,
@@ -22,8 +23,9 @@ from securefl.pipeline import (
     context_digest,
     private_round,
 )
+from securefl.primitives.signing import IdentityKey
 from securefl.protocols.secagg import SecAggParams
-from securefl.round import ClientId, ThreatModel
+from securefl.round import Adversary, ClientId, ThreatModel
 from securefl.simulation.transports import PHASES, DropPlan, EncodedTransport, ProtocolTransport
 from securefl.training.apply import ServerOptimiser
 from securefl.training.dpsgd import ClientBudget
@@ -109,7 +111,14 @@ class Round:
         """How many rounds each client has paid for."""
         return [self.ledger(client).spent // self.price for client in range(CLIENTS)]
 
-    def run(self, drops: FixedDrops, *, encoded: bool = False, index: int = 0) -> RoundOutcome:
+    def run(
+        self,
+        drops: FixedDrops,
+        *,
+        encoded: bool = False,
+        index: int = 0,
+        params: SecAggParams | None = None,
+    ) -> RoundOutcome:
         transport = (
             EncodedTransport(plan=drops, threshold=THRESHOLD)
             if encoded
@@ -119,9 +128,8 @@ class Round:
             round_index=index,
             vector=np.zeros(DIM, dtype=np.float32),
             participants=self.participants,
-            params=SecAggParams.complete(
-                CLIENTS, ThreatModel(corrupt=1, dropped=CLIENTS - THRESHOLD)
-            ),
+            params=params
+            or SecAggParams.complete(CLIENTS, ThreatModel(corrupt=1, dropped=CLIENTS - THRESHOLD)),
             codec=UpdateCodec(
                 CodecSpec.plan(dimension=DIM, clip_norm=1.0, max_clients=CLIENTS, bits=32)
             ),
@@ -142,6 +150,22 @@ def test_mean_of_the_survivors_is_applied(world: Round) -> None:
     assert outcome.status is RoundStatus.OK
     assert outcome.survivors == (0, 1, 2, 3, 4)
     assert np.allclose(outcome.vector, 0.03, atol=1e-6)
+
+
+def test_an_active_round_needs_an_identity_of_every_participant(world: Round) -> None:
+    params = SecAggParams.complete(
+        CLIENTS, ThreatModel(adversary=Adversary.ACTIVE, corrupt=1, dropped=1)
+    )
+    everybody = dict(world.participants)
+    for client, participant in everybody.items():
+        key = IdentityKey(bytes([client + 1]) * 32)
+        world.participants[client] = replace(participant, identity=key)
+    outcome = world.run(plan(masked_input_collection=(5,)), params=params)
+    assert outcome.survivors == (0, 1, 2, 3, 4)
+    assert np.allclose(outcome.vector, 0.03, atol=1e-6)
+    world.participants[ClientId(3)] = everybody[ClientId(3)]
+    with pytest.raises(ConfigurationError, match="identit"):
+        world.run(plan(), params=params, index=1)
 
 
 def test_reservation_is_on_disk_before_training_starts(world: Round) -> None:
@@ -177,6 +201,16 @@ def test_a_lost_round_charges_whoever_had_sent_and_moves_nothing(
         assert world.charged() == [1, 0, 1, 0, 1, 1]
     else:
         assert world.charged() == [0] * CLIENTS
+
+
+def test_the_evidence_says_what_the_aggregation_really_did(world: Round) -> None:
+    world.run(plan(masked_input_collection=(5,)))
+    (entry,) = [e for e in world.ledger(0).entries() if e.kind is accounting.EntryKind.SETTLE]
+    assert entry.evidence is not None
+    assert (entry.evidence.planned, entry.evidence.survivors) == (CLIENTS, CLIENTS - 1)
+    assert entry.evidence.modulus == 2**32
+    assert entry.evidence.protocol == ProtocolTransport(plan=plan()).protocol
+    assert entry.evidence.transcript != "0" * 64
 
 
 def test_a_client_without_budget_refuses_and_the_others_go_on(world: Round) -> None:

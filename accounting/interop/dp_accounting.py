@@ -3,7 +3,10 @@
 Their two accountants mean different things by the same event under replace-one: the distribution
 doubles the sensitivity of a Gaussian, the RDP accountant does not (issue 378 there). ``to_event``
 therefore asks for which of them the event is made, and halves z where it has to be. What one of
-them gets wrong becomes their ``UnsupportedDpEvent``, which their accountants refuse.
+them gets wrong becomes their ``UnsupportedDpEvent``, which their accountants refuse. They have no
+event for integer Gaussian noise, nor for trees with several participations of one unit; we have
+none for truncated batches. A sampled group is a mixture of Gaussians there, and a mixture whose
+probabilities are not binomial is not read.
 
 Reading goes by exact types and through our own validation. Their events as named tuples, which name
 a module to import, are not read.
@@ -17,7 +20,7 @@ from typing import Any, Literal
 import dp_accounting
 from dp_accounting import dp_event as events
 
-from accounting.derived import mean_runs
+from accounting.derived import group_chances, mean_runs
 from accounting.errors import UnsupportedEvent
 from accounting.events import (
     ZCDP,
@@ -26,6 +29,7 @@ from accounting.events import (
     Event,
     FixedSize,
     Gaussian,
+    Group,
     Laplace,
     NonPrivate,
     Poisson,
@@ -78,6 +82,12 @@ def to_event(
                 return events.ComposedDpEvent([made(one) for one in part.events])
             case Poisson(event=Gaussian(noise_multiplier=z)) if not halved:
                 return events.PoissonSampledDpEvent(part.sample_rate, gaussian(z))
+            case Group(event=Poisson(event=Gaussian(noise_multiplier=z), sample_rate=q)) if (
+                accountant == "pld" and adjacency is not Adjacency.REPLACE_ONE
+            ):
+                return events.MixtureOfGaussiansDpEvent(
+                    z, [float(k) for k in range(part.k + 1)], group_chances(part.k, q)
+                )
             case FixedSize(event=Gaussian(noise_multiplier=z)) if accountant == "rdp":
                 if adjacency is Adjacency.REPLACE_ONE:
                     return events.SampledWithoutReplacementDpEvent(
@@ -150,12 +160,36 @@ def from_event(event: Any, *, adjacency: Adjacency | str) -> Event:
         return Tree(
             noise_multiplier=event.noise_multiplier, steps=longest, participations=1, min_sep=1
         )
+    if kind is events.MixtureOfGaussiansDpEvent:
+        return _sampled_group(event)
     if kind is events.RepeatAndSelectDpEvent:
         inner = from_event(event.event, adjacency=adjacency)
         if event.shape == math.inf:
             return Select(event=inner, poisson_mean=event.mean)
         return Select(event=inner, eta=event.shape, gamma=_gamma_of(event.shape, event.mean))
     raise UnsupportedEvent(f"{name} of dp-accounting has no counterpart here", event=event)
+
+
+def _sampled_group(event: Any) -> Event:
+    """A mixture whose shifts are 0..k with binomial probabilities; no other one is a group."""
+    chances = [float(chance) for chance in event.sampling_probs]
+    k = len(chances) - 1
+    if k >= 1 and list(event.sensitivities) == list(range(k + 1)) and 0 < chances[0] < 1:
+        rate = chances[1] if k == 1 else -math.expm1(math.log(chances[0]) / k)
+        same = 0 < rate < 1 and all(
+            math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+            for a, b in zip(chances, group_chances(k, rate), strict=True)
+        )
+        if same:
+            sample = Poisson(
+                sample_rate=rate, event=Gaussian(noise_multiplier=event.standard_deviation)
+            )
+            return sample if k == 1 else Group(k=k, event=sample)
+    raise UnsupportedEvent(
+        "a mixture of Gaussians is read if its sensitivities are 0, 1, .., k and their "
+        "probabilities binomial: a sampled group",
+        event=event,
+    )
 
 
 def _gamma_of(eta: float, mean: float) -> float:

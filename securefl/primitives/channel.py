@@ -94,6 +94,10 @@ class AgreementKey:
         except ValueError:
             raise DegenerateKey("a public key of small order: it agrees on nothing") from None
 
+    def secret(self) -> bytes:
+        """The 32 bytes it was made from: for a snapshot of the session, and for nothing else."""
+        return self._key.private_bytes_raw()
+
     def __repr__(self) -> str:
         return "AgreementKey(<secret>)"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PRIME", "fold", "interpolation_matrix", "inverse", "multiply", "reduce", "uniform"]
+__all__ = ["PRIME", "fold", "interpolation_matrix", "inverse", "multiply", "residue", "uniform"]
 
 PRIME = (1 << 31) - 1
 
@@ -27,7 +27,7 @@ def fold(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (x & _P) + (x >> _31)
 
 
-def reduce(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def residue(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The value x modulo p, fully, for any x < 2^64, without a branch."""
     folded = fold(fold(fold(x)))  # < 2^33 + 2^31, then < 2^31 + 8, then <= p
     return folded - _P * (folded >= _P).astype(np.uint64)
@@ -119,5 +119,5 @@ def multiply(a: Elements, b: Elements) -> NDArray[np.uint32]:
             low, middle, high = exact.astype(np.uint64).reshape(3, r, -1)
             total += fold(low) + (fold(middle) << np.uint64(10)) + (fold(high) << np.uint64(21))
             total = fold(total)
-        product[:, column : column + _COLUMNS] = reduce(total)
+        product[:, column : column + _COLUMNS] = residue(total)
     return product

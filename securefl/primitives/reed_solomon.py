@@ -22,7 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError, SecureFLError
-from securefl.primitives.sharing import PRIME, lagrange_at_zero, reconstruct
+from securefl.primitives.sharing import (
+    PRIME,
+    interpolate,
+    lagrange_at_zero,
+    multipliers,
+    secret_from_words,
+)
 
 __all__ = ["Corrected", "TooManyErrors", "decode", "decode_secret"]
 
@@ -116,8 +122,7 @@ def decode_secret(
         Unreconstructable: if the corrected words are no secret of that length.
     """
     found = decode(shares, points=points, t=t)
-    one = np.ones(1, dtype=np.uint64)
-    return reconstruct(found.words.reshape(1, -1), one, secret_bytes), found.errors
+    return secret_from_words(found.words.tolist(), secret_bytes), found.errors
 
 
 def _check(shares: NDArray[np.uint32], points: Sequence[int], t: int) -> None:
@@ -132,22 +137,12 @@ def _check(shares: NDArray[np.uint32], points: Sequence[int], t: int) -> None:
         raise ConfigurationError(f"a share holds {int(shares.max())}, which is not below {PRIME}")
 
 
-def _multipliers(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """v_i = Π_{j≠i} 1/(x_i - x_j): Σ v_i f(x_i) = 0 for every f of degree below M - 1."""
-    product = np.ones_like(x)
-    for j, point in enumerate(x):
-        difference = (x + _P - point) % _P
-        difference[j] = 1
-        product = product * difference % _P
-    return np.array([pow(int(d), -1, PRIME) for d in product], dtype=np.uint64)
-
-
 def _syndromes(x: NDArray[np.uint64], y: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     """S_j = Σ_i v_i y_i x_i^j for j < count, uint64[count, words]; all zero on a code word.
 
     Written with the errors e_i alone, S_j = Σ_i (v_i e_i) x_i^j: power sums at the wrong points.
     """
-    weighted = y * _multipliers(x).reshape(-1, 1) % _P
+    weighted = y * multipliers(x).reshape(-1, 1) % _P
     column = x.reshape(-1, 1)
     syndromes = np.zeros((count, y.shape[1]), dtype=np.uint64)
     for j in range(count):
@@ -235,6 +230,5 @@ def _without(
     """The words from the t lowest correct rows."""
     rows = [i for i in range(len(points)) if i not in wrong][:t]
     weights = lagrange_at_zero(tuple(int(points[i]) for i in rows))
-    products = shares[rows].astype(np.uint64) * weights.reshape(-1, 1) % _P
-    words = (products.sum(axis=0) % _P).astype(np.uint32)
+    words = interpolate(shares[rows], weights).astype(np.uint32)
     return Corrected(words=words, errors=tuple(sorted(wrong)))

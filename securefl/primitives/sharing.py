@@ -16,19 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.errors import SecureFLError, WireError
-from securefl.primitives.field import PRIME
+from securefl.primitives.field import PRIME, inverse, residue, uniform
 from securefl.primitives.field import fold as _fold
-from securefl.primitives.field import reduce as _reduce
-from securefl.primitives.field import uniform as _uniform
 
 __all__ = [
     "PRIME",
     "Unreconstructable",
+    "interpolate",
+    "inverse",
     "lagrange_at_zero",
+    "multipliers",
     "parse_share_words",
     "reconstruct",
+    "residue",
+    "secret_from_words",
     "share",
-    "weights_without",
+    "uniform",
+    "weights_at_zero",
     "word_count",
 ]
 
@@ -54,7 +58,12 @@ def _to_words(secret: bytes) -> NDArray[np.uint64]:
     )
 
 
-def _from_words(words: Sequence[int], secret_bytes: int) -> bytes:
+def secret_from_words(words: Sequence[int], secret_bytes: int) -> bytes:
+    """The secret that was cut into these words.
+
+    Raises:
+        Unreconstructable: if no secret of that length is.
+    """
     if any(w >> WORD_BITS for w in words):
         raise Unreconstructable("a reconstructed word has more than 30 bits: a share is wrong")
     number = sum(w << (WORD_BITS * i) for i, w in enumerate(words))
@@ -78,13 +87,13 @@ def share(
         uint32[h, words], row i the share at points[i], every value below p.
     """
     words = _to_words(secret)
-    coefficients = _uniform(t - 1, len(words), random_bytes)
+    coefficients = uniform(t - 1, len(words), random_bytes)
     x = points.reshape(-1, 1)
     value = np.zeros((len(points), len(words)), dtype=np.uint64)
     for row in coefficients[::-1]:
         # Horner; value < 2^32 and x < 2^30 keep every product below 2^62.
         value = _fold((value + row) * x)
-    return _reduce(value + words).astype(np.uint32)
+    return residue(value + words).astype(np.uint32)
 
 
 def parse_share_words(data: memoryview | bytes) -> NDArray[np.uint32]:
@@ -99,9 +108,55 @@ def parse_share_words(data: memoryview | bytes) -> NDArray[np.uint32]:
     return words
 
 
+def multipliers(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """v_i = Π_{j≠i} 1 / (x_i - x_j) mod p: all that interpolation needs to know about the points.
+
+    Σ_i v_i f(x_i) is the coefficient of x^(M-1) of the polynomial f of degree below M, hence 0 if
+    the degree is lower still.
+
+    Args:
+        x: uint64[..., M], points in [1, 2^30), distinct along the last axis.
+
+    Returns:
+        uint64[..., M], below p.
+    """
+    product = np.ones_like(x)
+    for j in range(x.shape[-1]):
+        difference = x + (_P - x[..., j : j + 1])
+        difference[..., j] = 1
+        # product < 2^31 + 4 after two folds, difference < 2^32: below 2^64.
+        product = _fold(_fold(product * difference))
+    return inverse(residue(product))
+
+
+def weights_at_zero(
+    x: NDArray[np.uint64], inverse_x: NDArray[np.uint64], v: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """w_i = Π_{j≠i} x_j / (x_j - x_i) mod p, so that f(0) = Σ w_i f(x_i) for degrees below M.
+
+    Args:
+        x: uint64[..., M], the points.
+        inverse_x: the points' inverses.
+        v: their :func:`multipliers`.
+    """
+    product = _product(x)
+    if x.shape[-1] % 2 == 0:  # (-1)^(M-1), for the multipliers are written with x_i - x_j
+        product = _P - product
+    return residue(residue(v * inverse_x) * product)
+
+
+def _product(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The product along the last axis mod p, uint64[..., 1], halving the axis each time."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        paired = residue(x[..., :half] * x[..., half : 2 * half])
+        x = np.concatenate([paired, x[..., 2 * half :]], axis=-1)
+    return x
+
+
 @lru_cache(maxsize=64)
 def lagrange_at_zero(points: tuple[int, ...]) -> NDArray[np.uint64]:
-    """Weights w_i = Π_{j≠i} x_j / (x_j - x_i) mod p, so that f(0) = Σ w_i f(x_i).
+    """The weights of :func:`weights_at_zero` for one set of points.
 
     Args:
         points: distinct, in [1, 2^30).
@@ -110,34 +165,25 @@ def lagrange_at_zero(points: tuple[int, ...]) -> NDArray[np.uint64]:
         uint64[len(points)], read-only (it is cached).
     """
     x = np.array(points, dtype=np.uint64)
-    numerator = 1
-    for point in points:
-        numerator = numerator * point % PRIME
-    denominator = x.copy()
-    for j, point in enumerate(points):
-        difference = np.uint64(point) + _P - x
-        difference[j] = 1
-        # Both factors are full-size: one fold alone would let the bound grow with every step.
-        denominator = _fold(_fold(denominator * _reduce(difference)))
-    weights = np.array(
-        [numerator * pow(int(d), -1, PRIME) % PRIME for d in _reduce(denominator)], dtype=np.uint64
-    )
+    weights = weights_at_zero(x, inverse(x), multipliers(x))
     weights.setflags(write=False)
     return weights
 
 
-def weights_without(points: tuple[int, ...], left_out: int) -> NDArray[np.uint64]:
-    """Weights of ``points`` without ``points[left_out]``, from the cached weights of all of them.
+def interpolate(
+    shares: NDArray[np.uint32 | np.uint64], weights: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Σ_i w_i · share_i mod p, for every word.
 
-    Each client is missing from the holders of its own secret, so a session meets t + 1 responder
-    sets that differ in one point; this makes the second and every further one cheap:
-    w_i' = w_i (x_u - x_i) / x_u.
+    Args:
+        shares: uint32 or uint64 [..., M, words], below p.
+        weights: uint64[..., M], below p.
+
+    Returns:
+        uint64[..., words], below p.
     """
-    x = np.array(points, dtype=np.uint64)
-    factor = np.uint64(pow(points[left_out], -1, PRIME))
-    change = _reduce(_reduce(x[left_out] + _P - x) * factor)
-    weights = _reduce(lagrange_at_zero(points) * change)
-    return np.delete(weights, left_out)
+    products = residue(shares.astype(np.uint64, copy=False) * weights[..., np.newaxis])
+    return residue(products.sum(axis=-2))
 
 
 def reconstruct(
@@ -153,6 +199,4 @@ def reconstruct(
     Raises:
         Unreconstructable: if the interpolated words are no secret of that length.
     """
-    products = _reduce(shares.astype(np.uint64) * weights.reshape(-1, 1))
-    words = _reduce(products.sum(axis=0))
-    return _from_words(words.tolist(), secret_bytes)
+    return secret_from_words(interpolate(shares, weights).tolist(), secret_bytes)

@@ -30,8 +30,9 @@ class UnitCosts:
         plain_word: hash, check and add an entry that is one.
         neighbour: SecAgg, per neighbour of a client: two key agreements, shares, encryption.
         rebuilt_pair: SecAgg, server, per pair mask of a vanished client, without its words.
-        client: server, per client: its frames, its key, its secret.
+        client: SecAgg, server, per client: its frames, its keys, its secret.
         peer: LightSecAgg, per peer of a client: a key agreement, two keys, encryption.
+        member: LightSecAgg, server, per client: its frames, its key.
         element: LightSecAgg, expand a field element.
         product: LightSecAgg, multiply and add two field elements.
         byte: encrypt or decrypt, hash and copy a byte.
@@ -44,12 +45,13 @@ class UnitCosts:
     plain_word: float = 3e-9
     neighbour: float = 110e-6
     rebuilt_pair: float = 60e-6
-    client: float = 300e-6
+    client: float = 450e-6
     peer: float = 90e-6
+    member: float = 150e-6
     element: float = 6e-9
     product: float = 0.23e-9
-    byte: float = 1e-9
-    frame: float = 5e-6
+    byte: float = 0.9e-9
+    frame: float = 4e-6
     signature: float = 100e-6
 
 
@@ -118,7 +120,7 @@ def _estimate_light(plan: LightPlan, gone: int, bandwidth: float, costs: UnitCos
     answer = alive * L * costs.mask_word
     # Interpolation at K points, and two random combinations of every answer to look for wrong ones.
     decode = L * ((U - T) * U + 2 * alive) * costs.product + alive * L * costs.plain_word
-    server = n * (costs.client + 6 * signed) + alive * m * costs.plain_word
+    server = n * (costs.member + 6 * signed) + alive * m * costs.plain_word
     server += n * peers * (costs.frame + share)
     return Estimate(
         client=client + answer,

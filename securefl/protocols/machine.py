@@ -7,10 +7,10 @@ events to know. This module knows no protocol.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, overload
 
 from securefl.errors import PeerProtocolError, WireError
 from securefl.modular import RingVector
@@ -25,9 +25,11 @@ __all__ = [
     "Event",
     "MalformedMessage",
     "Outbound",
+    "Outbox",
     "PhaseClosed",
     "Reason",
     "ServerMachine",
+    "ShareMismatch",
     "ShareUnreadable",
 ]
 
@@ -99,6 +101,25 @@ class ShareUnreadable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShareMismatch:
+    """A dealer's secret was had and verified although some of its shares are wrong.
+
+    Who lied cannot be told: the dealer when it dealt these shares, or the holders when they gave
+    them back.
+
+    Attributes:
+        dealer: whose secret.
+        holders: ascending. If ``located``, exactly those whose share is wrong (as long as no more
+            than floor((M-t)/2) of the M are); otherwise all M: too many are wrong to tell which.
+        located: whether the wrong shares were told from the right ones.
+    """
+
+    dealer: ClientId
+    holders: tuple[ClientId, ...]
+    located: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateReady:
     """The sum is open and every secret behind it was checked."""
 
@@ -114,8 +135,64 @@ class Aborted:
 
 
 Event: TypeAlias = (
-    ClientDropped | ClientEquivocated | PhaseClosed | ShareUnreadable | AggregateReady | Aborted
+    ClientDropped
+    | ClientEquivocated
+    | PhaseClosed
+    | ShareUnreadable
+    | ShareMismatch
+    | AggregateReady
+    | Aborted
 )
+
+
+class Outbox(Sequence[Outbound | Event]):
+    """Events and frames of one step; each frame is encoded when it is read, and not kept.
+
+    A server's frames to a large cohort together can be many times a model's vector. Whoever sends
+    them one by one never has more than one in memory. Reading one again gives the same bytes.
+
+    Args:
+        ready: what comes first, as it is.
+        recipients: one frame for each, after that.
+        frame: encodes it. It must not depend on anything that changes later.
+    """
+
+    __slots__ = ("_frame", "_ready", "_recipients")
+
+    def __init__(
+        self,
+        ready: Sequence[Outbound | Event],
+        recipients: Sequence[ClientId] = (),
+        frame: Callable[[ClientId], bytes] = lambda _: b"",
+    ) -> None:
+        self._ready = tuple(ready)
+        self._recipients = tuple(recipients)
+        self._frame = frame
+
+    def after(self, first: Sequence[Outbound | Event]) -> Outbox:
+        """The same behind something else."""
+        return Outbox((*first, *self._ready), self._recipients, self._frame)
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._recipients)
+
+    @overload
+    def __getitem__(self, index: int) -> Outbound | Event: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Outbound | Event]: ...
+
+    def __getitem__(self, index: int | slice) -> Outbound | Event | list[Outbound | Event]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        if i < len(self._ready):
+            return self._ready[i]
+        u = self._recipients[i - len(self._ready)]
+        return Outbound(recipient=u, frame=self._frame(u))
+
+    def __repr__(self) -> str:
+        return f"Outbox({len(self._ready)} ready, {len(self._recipients)} frames to encode)"
 
 
 class ClientMachine(Protocol):

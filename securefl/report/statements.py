@@ -201,15 +201,9 @@ def shared_limits(said: Sequence[RowStatement]) -> list[tuple[list[str], tuple[s
 
 def _open_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
     surprising = row.epsilon is not None or row.target_epsilon is not None
-    hidden = (
-        "A server that follows the protocol saw the sum over the survivors of each round in place "
-        "of single updates."
-        if tree.fidelity == "protocol"
-        else "Single updates were not hidden either: the real protocol did not run."
-    )
     return RowStatement(
         label=label,
-        promise=f"No guarantee about the model. {hidden}",
+        promise=f"No guarantee about the model. {_hidden(tree)}",
         limits=(
             "Records can be read back out of a sum or out of the final model; a larger cohort "
             "makes that harder, it does not rule it out.",
@@ -217,6 +211,22 @@ def _open_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
         alarms=("The run recorded an epsilon for a mode that adds no noise: ignore that number.",)
         if surprising
         else (),
+    )
+
+
+def _hidden(tree: RunTree) -> str:
+    """What the secure sum kept from the server."""
+    if tree.fidelity != "protocol":
+        return "Single updates were not hidden either: the real protocol did not run."
+    if tree.adversary == "active":
+        return (
+            "A server, even one that lies to clients, could open one sum per round over the "
+            "survivors and no single update, as long as identities are not of its making "
+            "(in a simulation they come from the same process)."
+        )
+    return (
+        "A server that follows the protocol saw the sum over the survivors of each round in place "
+        "of single updates."
     )
 
 

@@ -160,6 +160,11 @@ class RunTree:
         protocol: name of the aggregation protocol; empty if not recorded.
         adversary: what the protocol defends against; empty if not recorded.
         threshold: fewest clients alive in every phase; None if not recorded.
+        graph: who shares masks with whom; empty if not recorded.
+        degree: with how many others each client does; None if not recorded.
+        shares: how many rebuild a secret; None if not recorded.
+        assumed_corrupt: clients assumed to help the server; None if not recorded.
+        min_honest: fewest honest updates in any opened sum; None if not recorded.
         config_digest: of the configuration; empty if not recorded.
         versions: package name to version.
         rows: lines of the table; at least one.
@@ -175,6 +180,11 @@ class RunTree:
     protocol: str
     adversary: str
     threshold: int | None
+    graph: str
+    degree: int | None
+    shares: int | None
+    assumed_corrupt: int | None
+    min_honest: int | None
     config_digest: str
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
@@ -310,6 +320,11 @@ def read_tree(out_dir: Path) -> RunTree:
         protocol=summary.text_or_empty("protocol"),
         adversary=summary.text_or_empty("adversary"),
         threshold=summary.count_or_none("threshold"),
+        graph=summary.text_or_empty("graph"),
+        degree=summary.count_or_none("degree"),
+        shares=summary.count_or_none("shares"),
+        assumed_corrupt=summary.count_or_none("assumed_corrupt"),
+        min_honest=summary.count_or_none("min_honest"),
         config_digest=summary.text_or_empty("config_digest"),
         versions=summary.texts_by_name("versions"),
         rows=rows,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.errors import CheckpointError
+from securefl.storage import sync_folder, write_durably
 
-__all__ = ["Checkpoint", "latest_checkpoint", "write_checkpoint", "write_durably"]
+__all__ = ["Checkpoint", "latest_checkpoint", "write_checkpoint"]
 
 SCHEMA = "securefl-checkpoint/1"
 MANIFEST, ARRAYS = "manifest.json", "arrays.npz"
@@ -54,17 +54,6 @@ class Checkpoint:
     arrays: Mapping[str, NDArray[Any]]
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content`` so that a crash leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes ``checkpoint`` below ``folder`` and removes the older ones. Returns its folder."""
     buffer = io.BytesIO()
@@ -84,7 +73,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     write_durably(temporary / ARRAYS, content)
     write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
     temporary.rename(final)
-    _sync_folder(folder)
+    sync_folder(folder)
     for old in folder.iterdir():
         if old != final:
             shutil.rmtree(old)
@@ -139,11 +128,3 @@ def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

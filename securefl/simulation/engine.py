@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,13 @@ from securefl.encoding.fixed_point import Rounding
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
 from securefl.primitives.prg import SecureRandom
-from securefl.protocols.secagg import SecAggParams
-from securefl.round import ClientId, ThreatModel, ceil_rate
+from securefl.primitives.signing import IdentityKey
+from securefl.protocols.secagg import ClientPolicy
+from securefl.round import Adversary, ClientId, Protocol
 from securefl.simulation.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     write_checkpoint,
-    write_durably,
 )
 from securefl.simulation.transports import (
     DropPlan,
@@ -45,6 +44,7 @@ from securefl.simulation.transports import (
     ProtocolTransport,
     float_round,
 )
+from securefl.storage import write_durably
 from securefl.training import models, partition
 from securefl.training.apply import ServerOptimiser
 from securefl.training.data import Dataset, TrainTest
@@ -61,11 +61,17 @@ from securefl.training.local import (
 )
 from securefl.training.partition import Partition
 
-__all__ = ["Engine", "PrivacyPlan", "RunResult", "make_partition", "read_metrics"]
+__all__ = [
+    "Engine",
+    "PrivacyPlan",
+    "RunResult",
+    "make_partition",
+    "read_metrics",
+    "secure_sum_facts",
+]
 
 METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
 CHECKPOINTS, LEDGERS = "checkpoints", "ledgers"
-ASSUMED_CORRUPT = Fraction(1, 20)
 ADJACENCY, UNIT = accounting.Adjacency.ZERO_OUT, accounting.Unit.RECORD
 
 OnRound = Callable[[Mapping[str, Any]], None]
@@ -207,10 +213,10 @@ class Engine:
         )
         self.codec = UpdateCodec(self._codec_spec())
         self.optimiser = make_optimiser(config, self.model.dim)
-        self.params = make_params(config)
+        self.params = config.secagg_params()
         self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
         self.transport = (
-            ProtocolTransport(plan=self.drops)
+            ProtocolTransport(plan=self.drops, protocol=_label(config))
             if config.aggregation.fidelity is Fidelity.PROTOCOL
             else EncodedTransport(plan=self.drops, threshold=self.params.n_min)
         )
@@ -286,16 +292,23 @@ class Engine:
             optimiser=self.optimiser,
             transport=self.transport,
             plan_digest=b"" if self.plan is None else self.plan.digest,
+            policy=ClientPolicy(
+                adversary=self.params.threat.adversary,
+                experimental_active_graph=self.config.aggregation.experimental_active_graph,
+            ),
         )
 
     # -- what a run is made of -------------------------------------------------------------------
 
     def _participants(self, state: _State, stack: ExitStack) -> Mapping[ClientId, Participant]:
+        # Identities last as long as the process: nobody but this process could check older ones.
+        active = self.params.threat.adversary is Adversary.ACTIVE
         return {
             client: Participant(
                 client=client,
                 trainer=self._trainer(client),
                 budget=self._budget(client, state, stack),
+                identity=IdentityKey(SecureRandom().random_bytes(32)) if active else None,
             )
             for client in self.clients
         }
@@ -348,28 +361,19 @@ class Engine:
             order=self.plan.order,
             plan=self.plan.planned,
         )
-        if path.exists():
-            head = state.ledger_heads.get(str(client))
-            ledger = accounting.Ledger.open(
-                path, expect_head=None if head is None else accounting.Head.parse(head)
+        head = state.ledger_heads.get(str(client))
+        try:
+            budget = ClientBudget.open(
+                path,
+                header=header,
+                client=client,
+                event=self.plan.round_event,
+                expect_head=None if head is None else accounting.Head.parse(head),
             )
-            stack.callback(ledger.close)
-            if ledger.header != header:
-                raise CheckpointError(
-                    f"{path} is the ledger of another plan or client ({ledger.header}); "
-                    f"this run needs {header}"
-                )
-            ledger.recover()
-        elif str(client) in state.ledger_heads:
-            raise accounting.LedgerRolledBack(
-                f"{path} is gone, but the checkpoint says that it was at "
-                f"{state.ledger_heads[str(client)]}: restore the ledger; what it recorded was spent"
-            )
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ledger = accounting.Ledger.create(path, header)
-            stack.callback(ledger.close)
-        return ClientBudget(ledger=ledger, client=client, event=self.plan.round_event)
+        except ConfigurationError as error:
+            raise CheckpointError(str(error)) from error
+        stack.callback(budget.close)
+        return budget
 
     def _codec_spec(self) -> CodecSpec:
         encoding, training = self.config.encoding, self.config.training
@@ -476,6 +480,7 @@ class Engine:
             },
             "fidelity": self.config.aggregation.fidelity.value,
             "protocol": self.transport.protocol,
+            **secure_sum_facts(self.config),
         }
         if self.plan is not None:
             dp = self.config.local_dp
@@ -606,11 +611,29 @@ def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
             return parts
 
 
-def make_params(config: RunConfig) -> SecAggParams:
-    """The thresholds of the secure sum: alive in every phase, and the shares that reconstruct."""
-    clients, threshold = config.partition.clients, config.threshold
-    threat = ThreatModel(corrupt=ceil_rate(ASSUMED_CORRUPT, clients), dropped=clients - threshold)
-    return SecAggParams.complete(clients, threat)
+def secure_sum_facts(config: RunConfig) -> dict[str, Any]:
+    """What the secure sum of a run is configured for, for its records.
+
+    Keys: ``adversary``; ``threshold``, the fewest clients alive in every phase; ``graph`` and
+    ``degree``, who shares masks with whom; ``shares``, t, how many rebuild a secret;
+    ``assumed_corrupt``, A; ``min_honest``, the fewest honest updates in any opened sum.
+    """
+    params = config.secagg_params()
+    return {
+        "adversary": config.aggregation.adversary,
+        "threshold": params.n_min,
+        "graph": "complete" if params.protocol is Protocol.SECAGG else "harary",
+        "degree": params.k,
+        "shares": params.t,
+        "assumed_corrupt": params.threat.corrupt,
+        "min_honest": params.min_honest,
+    }
+
+
+def _label(config: RunConfig) -> str:
+    """Name of the protocol in evidence and records; the adversary shows if it is the stronger."""
+    wanted = config.aggregation
+    return wanted.protocol + (", active server" if wanted.adversary == "active" else "")
 
 
 def make_optimiser(config: RunConfig, dimension: int) -> ServerOptimiser:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,25 +23,24 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
-from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityKey
 from securefl.protocols.lightsecagg.client import LightSecAggClient
 from securefl.protocols.lightsecagg.params import (
     LightSecAggParams,
     check_sum_fits,
     most_input_bits,
 )
+from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
 from securefl.protocols.lightsecagg.server import LightSecAggServer
 from securefl.protocols.machine import ClientMachine, ServerMachine
-from securefl.protocols.secagg.client import SecAggClient
+from securefl.protocols.secagg.choice import least_alive, strongest
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
-from securefl.protocols.secagg.server import SecAggServer
+from securefl.protocols.secagg.parties import make_parties
 from securefl.round import (
     SERVER,
     Adversary,
     ClientId,
     Cohort,
-    GraphSource,
-    Layout,
     Protocol,
     RoundConfig,
     RoundId,
@@ -116,6 +118,7 @@ def secure_sum(
     threshold: int | None = None,
     degree: int | None = None,
     bits: int | None = None,
+    processes: int = 1,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
     """Sums integer vectors so that the server sees masked vectors and the sum only.
@@ -141,6 +144,9 @@ def secure_sum(
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
         bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" the bits of an entry,
             so few that no sum wraps around 2^31 - 1; default the most.
+        processes: worker processes in which the server expands masks, 1..256; 1 has none. The sum
+            is the same. Pays off for many dropouts and long vectors. Workers import the calling
+            script, which therefore needs an ``if __name__ == "__main__":`` guard.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
@@ -182,14 +188,16 @@ def secure_sum(
             f"client {odd[0]} has {lengths[odd[0]]}"
         )
     config = _config(params, Cohort.of(inside.values()), m, bits)
-    server, clients = _machines(
-        config,
-        # The caller chose the threshold for all clients: none of them has a policy of its own.
-        ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
-    )
-    drops = _drops(drop, inside, server.phases)
     ring = {u: RingVector(vector.values, config.modulus) for u, vector in integers.items()}
-    result = run_session(server, clients, ring, drops=drops)
+    with _pool(_whole("processes", processes, least=1, most=256)) as executor:
+        server, clients = _machines(
+            config,
+            # The caller chose the threshold for all clients: none of them has a policy of its own.
+            ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
+            executor,
+        )
+        drops = _drops(drop, inside, server.phases)
+        result = run_session(server, clients, ring, drops=drops)
 
     def name(u: ClientId) -> int | Literal["server"]:
         return "server" if u == SERVER else outside[u]
@@ -255,44 +263,29 @@ def _config(
     )
 
 
+def _pool(processes: int) -> AbstractContextManager[Executor | None]:
+    """Workers that start on the first job. Spawned: a fork would copy all secrets and locks."""
+    if processes == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
 def _machines(
-    config: RoundConfig, policy: ClientPolicy
+    config: RoundConfig, policy: ClientPolicy, executor: Executor | None
 ) -> tuple[ServerMachine, Mapping[ClientId, ClientMachine]]:
     """Fresh machines, with fresh identities and a fresh beacon where the session needs them."""
-    identities: dict[ClientId, IdentityKey] = {}
-    if config.adversary is Adversary.ACTIVE:
-        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
     if config.protocol is Protocol.LIGHTSECAGG:
-        return LightSecAggServer(config, directory=directory), {
-            u: LightSecAggClient(
-                u,
-                config,
-                context_digest=_CONTEXT,
-                policy=policy,
-                identity=identities.get(u),
-                directory=directory,
-            )
-            for u in config.cohort
-        }
-    clients = {
-        u: SecAggClient(
-            u,
-            config,
-            context_digest=_CONTEXT,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-        )
-        for u in config.cohort
-    }
-    server = SecAggServer(config, directory=directory)
-    if config.graph_source is GraphSource.BEACON:
-        beacon = os.urandom(32)
-        server.set_beacon(beacon)
-        for client in clients.values():
-            client.set_beacon(beacon)
-    return server, clients
+        return _coded_machines(config, policy)
+    active = config.adversary is Adversary.ACTIVE
+    return make_parties(
+        config,
+        config.cohort.ids,
+        context_digest=_CONTEXT,
+        policy=policy,
+        identities={u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {},
+        beacon=os.urandom(32),
+        executor=executor,
+    )
 
 
 def _params(
@@ -300,49 +293,56 @@ def _params(
 ) -> SecAggParams | LightSecAggParams:
     """The strongest parameters with this many alive."""
     active = adversary is Adversary.ACTIVE
-    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph;
-    # in LightSecAgg 2U > n + T with T >= 1, and U = alive.
-    least = 3
-    if active:
-        least = {"secagg": -(-(n + 3) // 2), "secagg+": 3, "lightsecagg": (n + 1) // 2 + 1}[
-            protocol
-        ]
+    # Against a lying server 2t > n - 1 + A with A >= 1, and t = alive - 1 on the complete graph.
+    least = least_alive(n, 1) if active and protocol == "secagg" else 3
     wanted = max(default_threshold(n), least) if threshold is None else threshold
     against = f" against an active server ({n} clients)" if least > 3 else ""
     alive = _whole("threshold", wanted, least=least, most=n, why=against)
+    if protocol == "lightsecagg":
+        return _coded(n, adversary, alive, degree)
     if protocol == "secagg+":
         return _sparse(n, adversary, alive, degree)
-    if degree is not None:
-        raise ConfigurationError(
-            f'degree={degree!r} belongs to protocol "secagg+"; {protocol!r} joins everybody'
-        )
-    if protocol == "lightsecagg":
-        T = min(n // 2, alive - 2, 2 * alive - n - 1 if active else n)
-        threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
-        return LightSecAggParams.of(n, threat)
     t = alive - 1
     threat = ThreatModel(
         adversary=adversary, corrupt=2 * t - n if active else t - 1, dropped=n - alive
     )
-    return SecAggParams.complete(n, threat, t=t, n_min=alive, layout=Layout.OTHERS)
+    return strongest(n, threat, sparse=False, degree=degree)
 
 
 def _sparse(n: int, adversary: Adversary, alive: int, degree: int | None) -> SecAggParams:
     """SecAgg+ with this degree, or the smallest that is safe and survives the dropouts."""
     threat = ThreatModel(adversary=adversary, corrupt=max(1, -(-n // 20)), dropped=n - alive)
     if degree is not None:
-        return SecAggParams.harary(
-            n, threat, k=_whole("degree", degree, least=2, most=n - 1, why=", an even integer")
+        degree = _whole("degree", degree, least=2, most=n - 1, why=", an even integer")
+    return strongest(n, threat, sparse=True, degree=degree)
+
+
+def _coded(n: int, adversary: Adversary, alive: int, degree: int | None) -> LightSecAggParams:
+    """LightSecAgg that everybody alive can open, against as many colluders as it bears."""
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; "lightsecagg" joins everybody'
         )
-    for k in range(2, n - 1, 2):
-        try:
-            return SecAggParams.harary(n, threat, k=k)
-        except ConfigurationError:
-            continue
-    raise ConfigurationError(
-        f"no neighbour graph on {n} clients is safe with {threat.corrupt} corrupt and "
-        f"{threat.dropped} dropped ones against an {adversary.name} server; "
-        'raise threshold or use protocol "secagg"'
+    T = min(n // 2, alive - 2)
+    if adversary is Adversary.ACTIVE:  # 2U > n + T with T >= 1, and U = alive
+        why = f" against an active server ({n} clients)"
+        alive = _whole("threshold", alive, least=(n + 1) // 2 + 1, most=n, why=why)
+        T = min(T, 2 * alive - n - 1)
+    threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
+    return LightSecAggParams.of(n, threat)
+
+
+def _coded_machines(
+    config: RoundConfig, policy: ClientPolicy
+) -> tuple[LightSecAggServer, dict[ClientId, LightSecAggClient]]:
+    """Fresh machines of LightSecAgg, with fresh identities where the session needs them."""
+    active = config.adversary is Adversary.ACTIVE
+    return make_coded_parties(
+        config,
+        config.cohort.ids,
+        context_digest=_CONTEXT,
+        policy=policy,
+        identities={u: IdentityKey(os.urandom(32)) for u in config.cohort} if active else {},
     )
 
 

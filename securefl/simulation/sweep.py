@@ -21,14 +21,16 @@ from typing import Any
 import securefl
 from securefl.config import Mode, RunConfig, RunSpec, load_json
 from securefl.errors import CheckpointError
-from securefl.simulation.checkpoint import write_durably
-from securefl.simulation.engine import SUMMARY, Engine, OnRound, PrivacyPlan, RunResult
+from securefl.simulation.engine import (
+    SUMMARY,
+    Engine,
+    OnRound,
+    PrivacyPlan,
+    RunResult,
+    secure_sum_facts,
+)
+from securefl.storage import lock_folder, write_durably
 from securefl.training.data import TrainTest, load
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows has no flock: there the lock is the user's discipline
-    fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
 
@@ -165,20 +167,17 @@ def _claimed(config: RunConfig, out: Path, *, resume: bool) -> Iterator[None]:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keeps a second process away; the lock ends with the process, however it ends."""
-    if fcntl is None or not out.is_dir():
-        yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(
-                f"another process works in {out}: wait for it, or stop it first"
-            ) from None
+        descriptor = lock_folder(out) if out.is_dir() else None
+    except OSError:
+        raise CheckpointError(
+            f"another process works in {out}: wait for it, or stop it first"
+        ) from None
+    try:
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _refuse_results(out: Path) -> None:
@@ -230,8 +229,7 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
         "model": config.model.name,
         "fidelity": config.aggregation.fidelity.value,
         "protocol": config.aggregation.protocol,
-        "adversary": config.aggregation.adversary,
-        "threshold": config.threshold,
+        **secure_sum_facts(config),
         "config_digest": config.digest(),
         "versions": _versions(),
     }

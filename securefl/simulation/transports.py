@@ -34,7 +34,7 @@ from securefl.training.local import ModelUpdate
 __all__ = ["PHASES", "DropPlan", "EncodedTransport", "ProtocolTransport", "float_round"]
 
 PHASES = ("advertise_keys", "share_keys", "masked_input_collection", "unmasking")
-"""The phases of SecAgg, in order; a client may vanish before its message of any of them."""
+"""The phases that every variant has; a client may vanish before its message of any of them."""
 
 Drops = Mapping[str, tuple[ClientId, ...]]
 
@@ -81,7 +81,13 @@ class DropPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTransport:
-    """The in-memory network with the real machines; clients vanish as planned."""
+    """The in-memory network with the real machines; clients vanish as planned.
+
+    Attributes:
+        plan: who vanishes when. It knows the phases that all variants have, so that one seed loses
+            the same clients whatever the adversary.
+        protocol: name for the evidence.
+    """
 
     plan: DropPlan
     protocol: str = "secagg"

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor
 from torch.nn import functional
 
+from accounting import Ledger, LedgerRolledBack, client_statement
 from accounting.events import Gaussian, Poisson, Repeat
 from securefl.errors import ConfigurationError
 from securefl.training.local import (
@@ -49,7 +51,16 @@ from securefl.training.local import (
 from securefl.training.randomness import RandomBytes, poisson_sample, standard_normal
 
 if TYPE_CHECKING:
-    from accounting import Bound, Event, Evidence, Head, Ledger, Ticket
+    from accounting import (
+        Bound,
+        ClientStatement,
+        Event,
+        Evidence,
+        Head,
+        LedgerHeader,
+        Ticket,
+        VerifiedLedger,
+    )
 
 __all__ = ["CLIP_SLACK", "DPSGD", "ClientBudget", "StreamDPOptimizer", "clipped_gradient_sum"]
 
@@ -281,6 +292,59 @@ class ClientBudget:
         self.client = client
         self.event = event
 
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        header: LedgerHeader,
+        client: int,
+        event: Event,
+        expect_head: Head | None = None,
+    ) -> ClientBudget:
+        """The budget in the client's ledger at ``path``: created once, then only ever opened.
+
+        Reservations that a crash left open are settled at their price. Keep ``ledger.head`` after
+        every round, elsewhere than the ledger, and give it back here.
+
+        Args:
+            path: the client's ledger file, for the life of its data.
+            header: the declaration; what is on file must say the same.
+            client: this client's id.
+            event: what one round releases.
+            expect_head: a head that was kept.
+
+        Raises:
+            ConfigurationError: if the file holds another declaration.
+            accounting.LedgerRolledBack: if a head was kept and the ledger is gone or lacks it.
+            accounting.BrokenChain: if the ledger contradicts itself.
+        """
+        path = Path(path)
+        if not path.exists():
+            if expect_head is not None:
+                raise LedgerRolledBack(
+                    f"{path} is gone, but it was at {expect_head}: restore the ledger; what it "
+                    "recorded was spent"
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return cls(ledger=Ledger.create(path, header), client=client, event=event)
+        ledger = Ledger.open(path, expect_head=expect_head)
+        try:
+            if ledger.header != header:
+                raise ConfigurationError(
+                    f"{path} is the ledger of another plan or client ({ledger.header}); "
+                    f"this run needs {header}"
+                )
+            ledger.recover()
+        except BaseException:
+            ledger.close()
+            raise
+        return cls(ledger=ledger, client=client, event=event)
+
+    def close(self) -> None:
+        """Closes the ledger; open reservations stay charged."""
+        self.ledger.close()
+
     def fits(self) -> bool:
         """Whether one more round fits the budget. Asked before training; reserves nothing."""
         return self.ledger.fits(self.event)
@@ -317,6 +381,14 @@ class ClientBudget:
     def epsilon(self) -> Bound:
         """What was spent and reserved so far."""
         return self.ledger.epsilon()
+
+    def statement(self, population: VerifiedLedger | None = None) -> ClientStatement:
+        """What was done with this client's data and what it can have told, checked anew.
+
+        Args:
+            population: the verified ledger of the population, if there is one.
+        """
+        return client_statement(Ledger.verify(self.ledger.path), population)
 
 
 # One wrapper per model: Opacus refuses to add its hooks to a module twice.

@@ -171,7 +171,9 @@ def test_a_delta_above_the_total_variation_gives_epsilon_zero() -> None:
     assert accountant.delta(0.0).delta <= tv * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("delta", [0, 1, -1e-5, 1.5, math.nan, math.inf, True, "1e-5", None])
+@pytest.mark.parametrize(
+    "delta", [0, 1, -1e-5, 1.5, 10**400, -(10**400), math.nan, math.inf, True, "1e-5", None, 1j]
+)
 def test_a_delta_that_is_no_probability_strictly_inside_is_refused(delta: float) -> None:
     event = Gaussian(noise_multiplier=1)
     for call in (
@@ -184,7 +186,7 @@ def test_a_delta_that_is_no_probability_strictly_inside_is_refused(delta: float)
             call(delta)
 
 
-@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, True, "1", None])
+@pytest.mark.parametrize("value", [-1e-9, 10**400, math.nan, math.inf, True, "1", None])
 def test_an_impossible_epsilon_is_refused(value: float) -> None:
     with pytest.raises(InvalidParameter, match="epsilon"):
         of(Gaussian(noise_multiplier=1)).delta(value)
@@ -229,7 +231,7 @@ def test_histories_under_different_adjacencies_are_never_added() -> None:
 
 
 def exact_delta(mu: float, eps: float) -> mp.mpf:
-    with mp.workdps(50):
+    with mp.workdps(60):
         m, e = mp.mpf(mu), mp.mpf(eps)
         return mp.ncdf(m / 2 - e / m) - mp.exp(e) * mp.ncdf(-m / 2 - e / m)
 
@@ -243,6 +245,31 @@ def test_the_exact_epsilon_solves_balle_and_wang(mu: float, delta: float) -> Non
     if eps > 0:
         assert at == pytest.approx(delta, rel=1e-7)
         assert gaussian_delta(mu, eps) == pytest.approx(at, rel=1e-9)
+
+
+@given(st.floats(-14, 3).map(lambda x: 10**x), st.floats(0, 1), st.floats(-200, -0.3))
+def test_the_exact_gaussian_keeps_its_digits_however_small_or_large_mu_is(
+    mu: float, place: float, log_delta: float
+) -> None:
+    x = -mu / 2 + place * (mu / 2 + 30)
+    value = (x + mu / 2) * mu
+    exact = exact_delta(mu, value)
+    if exact > 1e-290:
+        assert abs(gaussian_delta(mu, value) / exact - 1) < 1e-11
+    for delta in (10**log_delta, min(0.5, mu * 10 ** (log_delta / 100))):
+        found = gaussian_epsilon(mu, delta)
+        assert exact_delta(mu, found) <= delta
+        if found > 0:
+            assert exact_delta(mu, found * (1 - 1e-9)) > delta
+
+
+@pytest.mark.parametrize("delta", [5e-324, 1e-300, 1e-5, 1 - 2**-53])
+def test_the_exact_gaussian_ends_and_is_no_nan_at_the_ends_of_the_floats(delta: float) -> None:
+    for mu in (5e-324, 1e-310, 1e-160, 1e-10, 1e3, 1e100, 1e155, 1e308, math.inf):
+        assert gaussian_epsilon(mu, delta) >= 0
+    # An absurdly large noise is not free: at this delta its epsilon is above 0.
+    far = epsilon(Gaussian(noise_multiplier=1e300), 5e-324, adjacency=ADD)
+    assert far.value > 0
 
 
 @given(st.lists(st.floats(0.3, 50), min_size=1, max_size=5), deltas, st.sampled_from(Adjacency))

@@ -69,6 +69,14 @@ def test_the_module_runs_as_a_program() -> None:
     assert found["rdp"] == sorted(found["rdp"])
 
 
+def test_the_benchmark_runs_although_it_has_the_name_of_the_package() -> None:
+    program = Path(__file__).parents[2] / "benchmarks" / "accounting.py"
+    result = subprocess.run(
+        [sys.executable, str(program), "--help"], check=True, capture_output=True, timeout=120
+    )
+    assert b"dp-accounting and Opacus" in result.stdout
+
+
 def test_calibrate_replaces_the_field_it_searches(run: Run) -> None:
     out = run(
         *("calibrate", "--event", TEXT, "--delta", "1e-5", "--adjacency", "add-remove"),

@@ -124,6 +124,50 @@ def test_random_points_of_the_box_agree_with_exact_arithmetic(seed: int) -> None
     assert off(rdp_at(sampled(q, z), real, ADD), exact_at_real_order(q, z, real)) < 1e-9
 
 
+# The range of the promise, and then the edges of the wider box of the module.
+RATES = (1e-8, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6, 1.0)
+NOISES = (0.3, 0.45, 0.7, 1.0, 1.6, 2.7, 5.0, 10.0, 23.0, 50.0)
+WHOLE = (2, 3, 4, 6, 9, 17, 33, 63, 128, 255, 512, 1024)
+REAL = (1.01, 1.5, 2.5, 7.3, 140.5)  # a quadrature in 40 digits takes seconds
+FEW_NOISES = (0.3, 1.0, 5.0, 50.0)
+
+
+def worst_point(q: float, noises: tuple[float, ...], *, whole: bool) -> tuple[float, float, float]:
+    """(largest relative error, z, a) over noises and orders, printed: pytest -rP shows it."""
+    found = []
+    for z in noises:
+        unsampled = 1 / (2 * mp.mpf(z) ** 2)
+        for a in WHOLE if whole else REAL:
+            exact = a * unsampled
+            if q < 1:
+                sum_or_integral = exact_at_whole_order if whole else exact_at_real_order
+                exact = min(exact, sum_or_integral(q, z, a))  # type: ignore[operator]  # an int or a float, as each needs
+            found.append((off(rdp_at(sampled(q, z), float(a), ADD), exact), z, a))
+    worst = max(found)
+    kind = "whole" if whole else "real"
+    print(f"{kind} orders, q={q:g}: worst {worst[0]:.2g} at z={worst[1]:g}, a={worst[2]:g}")
+    return worst
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("q", RATES)
+def test_the_worst_point_of_a_grid_of_whole_orders_is_within_1e_12(q: float) -> None:
+    assert worst_point(q, NOISES, whole=True)[0] < 1e-12
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("q", RATES)
+def test_the_worst_point_of_a_grid_of_real_orders_is_within_1e_9(q: float) -> None:
+    assert worst_point(q, FEW_NOISES, whole=False)[0] < 1e-9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("q", RATES)
+def test_the_edges_of_the_wider_box_are_as_exact(q: float) -> None:
+    assert worst_point(q, (0.2, 100.0), whole=True)[0] < 1e-12
+    assert worst_point(q, (0.2, 100.0), whole=False)[0] < 1e-9
+
+
 @given(noises, orders)
 def test_the_gaussian_curve_is_a_over_two_z_squared(z: float, a: float) -> None:
     g = Gaussian(noise_multiplier=z)

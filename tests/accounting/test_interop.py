@@ -15,9 +15,11 @@ from accounting import (
     ZCDP,
     Adjacency,
     Compose,
+    DiscreteGaussian,
     Event,
     FixedSize,
     Gaussian,
+    Group,
     InvalidEvent,
     InvalidParameter,
     Laplace,
@@ -68,6 +70,46 @@ def test_events_survive_the_way_there_and_back(
 ) -> None:
     theirs = bridge.to_event(event, adjacency=adjacency)
     assert bridge.from_event(theirs, adjacency=adjacency) == event
+
+
+@pytest.mark.parametrize(("k", "rate"), [(2, 0.05), (7, 0.3), (40, 1e-3)])
+def test_a_sampled_group_is_a_mixture_there_and_comes_back(
+    bridge: Any, k: int, rate: float
+) -> None:
+    sample = Poisson(sample_rate=rate, event=G)
+    theirs = bridge.to_event(Group(k=k, event=sample), adjacency=ADD, accountant="pld")
+    back = bridge.from_event(theirs, adjacency=ADD)
+    assert (back.k, back.event.event) == (k, G)
+    assert back.event.sample_rate == pytest.approx(rate, rel=1e-9)
+    one = bridge.to_event(Group(k=1, event=sample), adjacency=ADD, accountant="pld")
+    assert bridge.from_event(one, adjacency=ADD) == sample
+
+
+def test_their_distribution_of_a_sampled_group_agrees_through_the_bridge(bridge: Any) -> None:
+    from dp_accounting import pld
+
+    from accounting.pld import pld_epsilon
+
+    group = Group(k=2, event=Poisson(sample_rate=0.05, event=Gaussian(noise_multiplier=1.5)))
+    theirs = pld.PLDAccountant(bridge.relation(ADD), value_discretization_interval=1e-2)
+    theirs.compose(bridge.to_event(Repeat(event=group, count=20), adjacency=ADD, accountant="pld"))
+    ours = pld_epsilon(Repeat(event=group, count=20), 1e-5, adjacency=ADD, width=1e-2).value
+    assert theirs.get_epsilon(1e-5) == pytest.approx(ours, rel=1e-6)
+
+
+def test_mixtures_that_are_no_sampled_group_are_refused(dp: Any, bridge: Any) -> None:
+    mixture = dp.dp_event.MixtureOfGaussiansDpEvent
+    for theirs in (
+        mixture(1.0, [0.0, 1.0, 2.0], [0.5, 0.3, 0.2]),  # not binomial
+        mixture(1.0, [0.0, 2.0], [0.5, 0.5]),
+        mixture(1.0, [0.0], [1.0]),
+        mixture(1.0, [0.0, 1.0], [0.7, 0.7]),
+        mixture(1.0, [0.0, 1.0], [math.nan, 0.5]),
+    ):
+        with pytest.raises(UnsupportedEvent, match="binomial"):
+            bridge.from_event(theirs, adjacency=ADD)
+    with pytest.raises(InvalidEvent):
+        bridge.from_event(mixture(math.nan, [0.0, 1.0], [0.5, 0.5]), adjacency=ADD)
 
 
 def test_a_selection_comes_back_with_the_same_or_more_runs(bridge: Any) -> None:
@@ -170,7 +212,13 @@ def test_what_has_no_counterpart_is_unsupported_there_and_refused_here(
 ) -> None:
     from dp_accounting import rdp
 
-    for event in (Skellam(mu=9, l2=1, l1=1), Poisson(sample_rate=0.1, event=Laplace(b=1))):
+    for event in (
+        Skellam(mu=9, l2=1, l1=1),
+        Poisson(sample_rate=0.1, event=Laplace(b=1)),
+        DiscreteGaussian(sigma=3, l2=1),
+        Tree(noise_multiplier=2.0, steps=9, participations=2, min_sep=1),
+        Group(k=2, event=Poisson(sample_rate=0.1, event=G)),  # their RDP knows no mixtures
+    ):
         theirs = bridge.to_event(Repeat(event=event, count=3), adjacency=ZERO)
         assert theirs.event == dp.dp_event.UnsupportedDpEvent()
         assert not rdp.RdpAccountant().supports(theirs)
@@ -178,6 +226,8 @@ def test_what_has_no_counterpart_is_unsupported_there_and_refused_here(
         dp.dp_event.UnsupportedDpEvent(),
         dp.dp_event.NoOpDpEvent(),
         dp.dp_event.ZCDpEvent(1.0, 0.5),
+        dp.dp_event.TruncatedSubsampledGaussianDpEvent(100, 0.1, 12, 1.0),
+        dp.dp_event.DiscreteLaplaceDpEvent(1.0, 1),
         dp.dp_event.SampledWithReplacementDpEvent(10, 2, dp.dp_event.GaussianDpEvent(1.0)),
         "GaussianDpEvent",
     ):

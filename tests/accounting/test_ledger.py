@@ -248,7 +248,7 @@ def test_epsilon_uses_the_declared_order_where_it_is_the_better_one(
         assert found.value < ledger.accountant().epsilon(tiny.delta).value
         at_order = ledger.accountant().epsilon_at(8000.0, tiny.delta).value
         assert at_order <= found.value <= min(at_order + 1e-9, tiny.epsilon)
-        monkeypatch.setattr("accounting.ledger.spent_epsilon", lambda *_, **__: 0.0004 + 1e-15)
+        monkeypatch.setattr("accounting.record.spent_epsilon", lambda *_, **__: 0.0004 + 1e-15)
         assert ledger.epsilon().value == tiny.epsilon  # the budget's meaning, not its last bit
 
 

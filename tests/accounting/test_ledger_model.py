@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from accounting import (
     Adjacency,
+    ApproxDP,
     BudgetExceeded,
     Compose,
     Event,
@@ -29,6 +30,7 @@ from accounting import (
     NonPrivate,
     OverReservation,
     Poisson,
+    PureDP,
     Repeat,
     Ticket,
     TicketError,
@@ -46,7 +48,10 @@ EVENTS: list[Event] = [
     Repeat(event=Poisson(sample_rate=0.1, event=Gaussian(noise_multiplier=2.0)), count=4),
     Compose(events=(Gaussian(noise_multiplier=15.0), Gaussian(noise_multiplier=25.0))),
     NonPrivate(),
+    ApproxDP(epsilon=0.02, delta=2.0**-19, adjacency=Adjacency.ZERO_OUT),
+    Repeat(event=ApproxDP(epsilon=0.01, delta=2.0**-21, adjacency=Adjacency.ZERO_OUT), count=2),
 ]
+RESERVE = 2.0**-18
 EVIDENCE = {
     "planned": 5,
     "survivors": 4,
@@ -57,7 +62,19 @@ EVIDENCE = {
 
 
 def cost(event: Event) -> float:
+    """Outside of a failure, an (epsilon, delta)-private release is an (epsilon, 0)-private one."""
+    if isinstance(event, Repeat):
+        return event.count * cost(event.event)
+    if isinstance(event, ApproxDP):
+        event = PureDP(epsilon=event.epsilon, adjacency=event.adjacency)
     return rdp_at(event, ORDER, Adjacency.ZERO_OUT)
+
+
+def failure(event: Event) -> float:
+    """The probability of failure, in powers of two: the sums below are exact."""
+    if isinstance(event, Repeat):
+        return event.count * failure(event.event)
+    return event.delta if isinstance(event, ApproxDP) else 0.0
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -74,12 +91,14 @@ class LedgerMachine(RuleBasedStateMachine):
             delta=DELTA,
             order=ORDER,
             plan=digest(EVENTS[0]),
+            delta_reserve=RESERVE,
         )
         self.ledgers = [Ledger.create(self.folder / "m.ledger", header)]
         self.open: dict[str, Ticket] = {}
         self.closed: list[Ticket] = []
         self.charged: list[Event] = []
         self.spent = 0
+        self.failed = 0.0
         self.entries = 1
         self.names = 0
 
@@ -102,8 +121,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.names += 1
         key, exact = f"k{self.names}", cost(event)
         left = ledger.budget - self.spent - self.reserved
+        held = self.failed + sum(failure(ticket.event) for ticket in self.open.values())
         fits = (
-            exact != float("inf") and Fraction(exact) * 2**40 * (1 + Fraction(1, 1 << 29)) <= left
+            exact != float("inf")
+            and Fraction(exact) * 2**40 * (1 + Fraction(1, 1 << 29)) <= left
+            and held + failure(event) <= RESERVE
         )
         assert ledger.fits(event) == fits
         if not fits:
@@ -126,7 +148,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), event=st.sampled_from(EVENTS), user=st.integers(0, 1))
     def settle(self, data: st.DataObject, event: Event, user: int) -> None:
         ticket = data.draw(st.sampled_from(list(self.open.values())))
-        if cost(event) > cost(ticket.event):
+        if cost(event) > cost(ticket.event) or failure(event) > failure(ticket.event):
             with pytest.raises(OverReservation):
                 self.ledgers[user].settle(ticket, event, EVIDENCE)
             return
@@ -173,6 +195,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers[user].close()
         self.ledgers[user] = Ledger.open(self.ledgers[user].path, expect_head=head)
 
+    @rule(user=st.integers(0, 1))
+    def export_and_verify(self, user: int) -> None:
+        ledger = self.ledgers[user]
+        path = self.folder / f"export-{self.entries}-{user}.jsonl"
+        path.unlink(missing_ok=True)
+        head = ledger.export(path)
+        found = Ledger.verify(path, expect_head=head)
+        assert (found.head, found.balance) == (ledger.head, ledger.balance)
+        assert found.open_tickets == ledger.open_tickets
+        assert found.epsilon == ledger.epsilon()
+
     def _close(self, ticket: Ticket, event: Event | None, charge: int) -> None:
         del self.open[ticket.key]
         self.closed.append(ticket)
@@ -180,12 +213,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.entries += 1
         if event is not None:
             self.charged.append(event)
+            self.failed += failure(event)
 
     @invariant()
     def file_and_model_agree(self) -> None:
         for ledger in self.ledgers:
             balance = ledger.balance
             assert (balance.spent, balance.reserved) == (self.spent, self.reserved)
+            assert balance.failure_spent == self.failed * 2**64
+            assert balance.failure_remaining >= 0
             assert balance.remaining >= 0
             assert ledger.head.sequence == self.entries - 1
             assert set(ledger.open_tickets) == set(self.open.values())

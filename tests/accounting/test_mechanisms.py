@@ -6,7 +6,6 @@ the package. A truncated sum is below the true divergence, so "not below" stays 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -51,7 +50,7 @@ from accounting import (
     parse,
     rounded_sensitivity,
 )
-from accounting.closed_forms import share_sum_tau, tree_squared_sensitivity
+from accounting.closed_forms import share_sum_tau
 from accounting.curves import DEFAULT_ORDERS, Orders, rdp, rdp_at
 
 ADD, ZERO, REPLACE = Adjacency.ADD_REMOVE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE
@@ -480,43 +479,7 @@ def test_client_sampling_costs_what_the_reference_says(
     assert bound.value == pytest.approx(expected, abs=0.01)
 
 
-# --- trees and banded matrices ------------------------------------------------------------------
-
-
-def tree_by_enumeration(steps: int, participations: int, min_sep: int) -> int:
-    nodes = [
-        range(start, start + size)
-        for size in (1 << h for h in range(steps.bit_length()))
-        for start in range(0, steps - size + 1, size)
-    ]
-    best = 0
-    for leaves in itertools.combinations(range(steps), participations):
-        if all(y - x >= min_sep for x, y in itertools.pairwise(leaves)):
-            best = max(best, sum(len(set(leaves).intersection(v)) ** 2 for v in nodes))
-    return best
-
-
-def test_the_tree_bound_is_never_below_the_enumeration_and_mostly_equal() -> None:
-    equal = total = 0
-    for steps in range(1, 14):
-        for min_sep in range(1, 6):
-            for k in range(1, min(4, (steps - 1) // min_sep + 1) + 1):
-                found, exact = (
-                    tree_squared_sensitivity(steps, k, min_sep),
-                    tree_by_enumeration(steps, k, min_sep),
-                )
-                assert exact <= found <= 1.6 * exact, (steps, k, min_sep)
-                total, equal = total + 1, equal + (found == exact)
-    assert equal / total > 0.6
-
-
-def test_a_unit_in_a_tree_once_costs_its_height() -> None:
-    for steps in (1, 2, 3, 7, 8, 1000):
-        event = Tree(noise_multiplier=2.0, steps=steps, participations=1, min_sep=1)
-        height = math.ceil(math.log2(steps + 1))
-        assert rdp_at(event, 5.0, ZERO) == pytest.approx(5 * height / 8)
-    everywhere = Tree(noise_multiplier=1, steps=4, participations=4, min_sep=1)
-    assert rdp_at(everywhere, 2.0, ZERO) == 4 * 1 + 2 * 4 + 16
+# --- banded matrices ------------------------------------------------------------------------------
 
 
 def test_banded_columns_far_apart_are_orthogonal_and_cyclic_samples_add_up() -> None:

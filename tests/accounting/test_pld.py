@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from accounting import (
     Bound,
     BoundKind,
     Compose,
+    DiscreteGaussian,
     Event,
     Gaussian,
     Group,
@@ -54,16 +56,16 @@ TABLE = {
 }
 
 
+FAST = ("abadi_mnist", "fl_1e6_1e3", "full_batch")  # the others are for the long run
+
+
 def sampled(q: float, z: float, steps: int = 1) -> Event:
     return Repeat(event=Poisson(sample_rate=q, event=Gaussian(noise_multiplier=z)), count=steps)
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name in ("hetero4", "opacus_mnist60") else ())
-        for name in TABLE
-    ],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.long) for name in TABLE],
 )
 def test_the_value_at_width_1e_4_is_that_of_the_reference_table(name: str) -> None:
     phases, delta, expected = TABLE[name]
@@ -84,19 +86,19 @@ def test_the_value_at_width_1e_4_is_that_of_the_reference_table(name: str) -> No
         assert best.value <= upper.value
 
 
-def test_replace_one_is_the_reference_value_and_twice_the_sensitivity() -> None:
+@pytest.mark.long
+def test_sampling_under_replace_one_is_the_reference_value() -> None:
     rounds = sampled(20000 / 4e6, 0.8, 2000)
     found = pld_epsilon(rounds, 1 / 4e6, adjacency=REPLACE, width=1e-4)
     assert found.value == pytest.approx(3.523962, abs=5e-6)
+
+
+def test_replace_one_is_twice_the_sensitivity() -> None:
     one = pld_epsilon(Gaussian(noise_multiplier=1), 1e-5, adjacency=REPLACE)
     assert one.value == pytest.approx(9.997, abs=2e-3)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.floats(0.5, 20), st.integers(1, 50), st.sampled_from(list(Adjacency)))
-def test_the_value_is_not_below_the_exact_gaussian_and_close_to_it(
-    z: float, steps: int, adjacency: Adjacency
-) -> None:
+def check_against_the_exact_gaussian(z: float, steps: int, adjacency: Adjacency) -> None:
     event = Repeat(event=Gaussian(noise_multiplier=z), count=steps)
     found = epsilon(event, 1e-6, adjacency=adjacency, method="pld")
     exact = epsilon(event, 1e-6, adjacency=adjacency, method="exact")
@@ -107,9 +109,33 @@ def test_the_value_is_not_below_the_exact_gaussian_and_close_to_it(
     assert gaussian_delta(scale * math.sqrt(steps) / z, found.value) <= 1e-6 * (1 + 1e-6)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.sampled_from([1e-3, 0.05, 0.4]), st.floats(0.7, 5), st.integers(1, 300))
+@pytest.mark.parametrize("adjacency", Adjacency)
+def test_the_value_is_not_below_the_exact_gaussian_and_close_to_it(adjacency: Adjacency) -> None:
+    check_against_the_exact_gaussian(3.7, 11, adjacency)
+
+
+@pytest.mark.long
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0.5, 20), st.integers(1, 50), st.sampled_from(list(Adjacency)))
+def test_the_value_is_that_close_to_any_exact_gaussian(
+    z: float, steps: int, adjacency: Adjacency
+) -> None:
+    check_against_the_exact_gaussian(z, steps, adjacency)
+
+
+@pytest.mark.parametrize(("q", "z", "steps"), [(1e-3, 0.9, 100), (0.3, 4.0, 20)])
 def test_rdp_is_never_below_it(q: float, z: float, steps: int) -> None:
+    check_against_rdp(q, z, steps)
+
+
+@pytest.mark.long
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from([1e-3, 0.05, 0.4]), st.floats(0.7, 5), st.integers(1, 300))
+def test_rdp_is_nowhere_below_it(q: float, z: float, steps: int) -> None:
+    check_against_rdp(q, z, steps)
+
+
+def check_against_rdp(q: float, z: float, steps: int) -> None:
     for event in (
         sampled(q, z, steps),
         Repeat(event=Poisson(sample_rate=q, event=Laplace(b=z)), count=min(steps, 20)),
@@ -117,6 +143,38 @@ def test_rdp_is_never_below_it(q: float, z: float, steps: int) -> None:
         tight = epsilon(event, 1e-5, adjacency=ADD, method="pld")
         loose = epsilon(event, 1e-5, adjacency=ADD, method="rdp")
         assert tight.value <= loose.value * (1 + 1e-6) + 2 * (tight.discretisation or 0)
+
+
+@pytest.mark.parametrize(("sigma", "rate"), [(0.8, 1.0), (3.0, 1.0), (2.0, 0.1)])
+def test_discrete_gaussian_noise_on_one_coordinate_is_close_above_the_exact_sum(
+    sigma: float, rate: float
+) -> None:
+    """Two releases, each outcome and its probability listed: no distribution, no grid."""
+    x = np.arange(-60, 61)
+    still = np.exp(-(x**2) / (2 * sigma * sigma))
+    still /= still.sum()
+    moved = (1 - rate) * still + rate * np.roll(still, 1)
+    p, q = np.outer(moved, moved), np.outer(still, still)
+    event: Event = DiscreteGaussian(sigma=sigma, l2=1.4)
+    event = Poisson(sample_rate=rate, event=event) if rate < 1 else event
+    found = pld_epsilon(Repeat(event=event, count=2), 1e-4, adjacency=ZERO, width=1e-3)
+    at = math.exp(found.value)
+    exact = max(np.maximum(p - at * q, 0).sum(), np.maximum(q - at * p, 0).sum())
+    assert exact <= 1e-4 * (1 + 1e-9)
+    less = math.exp(max(0.0, found.value - 0.01))
+    assert max(np.maximum(p - less * q, 0).sum(), np.maximum(q - less * p, 0).sum()) > 1e-4
+    assert found.value <= epsilon(Repeat(event=event, count=2), 1e-4, adjacency=ZERO).value + 2e-3
+
+
+def test_discrete_gaussian_noise_on_several_coordinates_has_no_distribution() -> None:
+    """With l2 = sqrt(2) the vector (1, 1) and, with l2 = 2, (2) and (1, 1, 1, 1) are possible."""
+    for l2, adjacency in ((math.sqrt(2) + 1e-9, ZERO), (2.0, ADD), (1.0, REPLACE)):
+        event = DiscreteGaussian(sigma=3.0, l2=l2)
+        with pytest.raises(UnsupportedEvent, match="one coordinate"):
+            pld_epsilon(event, 1e-5, adjacency=adjacency)
+        assert epsilon(event, 1e-5, adjacency=adjacency).method is Method.RDP
+    with pytest.raises(UnsupportedEvent, match="cells"):
+        pld_epsilon(DiscreteGaussian(sigma=1e9, l2=1), 1e-5, adjacency=ADD)
 
 
 def test_laplace_under_replace_one_is_half_the_scale() -> None:
@@ -138,9 +196,17 @@ def test_a_sampled_group_is_a_mixture_and_costs_more_than_one_unit() -> None:
     together = pld_epsilon(sampled(0.05, 1.5 / 2, 20), 1e-5, adjacency=ADD, width=1e-2).value
     assert two < together
     event = Group(k=2, event=sampled(0.3, 8.0, 2))
-    assert epsilon(event, 1e-3, adjacency=ADD).method is Method.PLD  # there is no curve
+    with pytest.raises(UnsupportedEvent):
+        epsilon(event, 1e-3, adjacency=ADD, method="rdp")
+    assert pld.pld_supports(event, ADD)
     with pytest.raises(UnsupportedEvent):
         pld_epsilon(event, 1e-5, adjacency=REPLACE)
+
+
+@pytest.mark.long
+def test_auto_takes_the_distribution_of_a_sampled_group_as_there_is_no_curve() -> None:
+    event = Group(k=2, event=sampled(0.3, 8.0, 2))
+    assert epsilon(event, 1e-3, adjacency=ADD).method is Method.PLD
 
 
 def test_lost_shares_are_lost_here_too() -> None:
@@ -219,6 +285,7 @@ def test_an_impossible_width_is_refused(width: float) -> None:
         pld_epsilon(sampled(0.1, 1.0), 1e-5, adjacency=ADD, width=width)
 
 
+@pytest.mark.long
 def test_calibration_by_distribution_needs_less_noise_and_stays_on_the_safe_side() -> None:
     def plan(z: float) -> Event:
         return sampled(0.2, z, 2)

@@ -85,14 +85,15 @@ def test_the_whole_map_of_the_split_view(kit: Any, what: str, layout: Layout, c:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("layout", list(Layout))
-@pytest.mark.parametrize("c", [2, 4, 7])
+@pytest.mark.parametrize("t", range(2, N))
 def test_a_server_that_asks_nothing_wins_exactly_with_t_colluders(
-    kit: Any, layout: Layout, c: int
+    kit: Any, layout: Layout, t: int
 ) -> None:
-    for t in (c, c + 1):
-        bench = play(kit, N, t, layout, "unmasking", active=False)
+    """The whole map: every t, and in its session every number of colluders."""
+    bench = play(kit, N, t, layout, "unmasking", active=False)
+    for c in range(N - 1):
         server = kit.attacker(bench, range(N - c + 1, N + 1))
-        assert server.has([TARGET]) is (t <= c)
+        assert server.has([TARGET]) is (t <= c), c
 
 
 def shrink_lists(n: int, t: int, layout: Layout, kept: int) -> dict[int, set[int]] | None:
@@ -112,7 +113,14 @@ def shrink_lists(n: int, t: int, layout: Layout, kept: int) -> dict[int, set[int
     return {i: set(left_out) - out for i, out in left_out.items()}
 
 
-SHRINK = [(10, 6, 4, 5), (10, 7, 6, 8), (10, 8, 8, 9), (30, 16, 4, 6), (30, 21, 18, 19)]
+SHRINK = [
+    (10, 6, 4, 5),
+    (10, 7, 6, 8),
+    (10, 8, 8, 9),
+    (30, 16, 4, 6),
+    (30, 21, 18, 19),
+    (50, 26, 4, 6),
+]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -137,13 +145,15 @@ def test_without_a_signed_list_sums_shrink_exactly_to_their_bound(
     assert server.has(server.ids[:smallest])
 
 
-@pytest.mark.parametrize(("n", "t", "with_own", "without"), SHRINK[:3])
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(("n", "t", "with_own", "without"), SHRINK)
 def test_with_a_signed_list_nobody_answers_for_a_list_of_its_own(
-    kit: Any, n: int, t: int, with_own: int, without: int
+    kit: Any, n: int, t: int, with_own: int, without: int, layout: Layout
 ) -> None:
-    lists = shrink_lists(n, t, OTHERS, without)
+    smallest = with_own if layout is ALL else without
+    lists = shrink_lists(n, t, layout, smallest)
     assert lists is not None
-    bench = play(kit, n, t, OTHERS, "consistency_check", active=True)
+    bench = play(kit, n, t, layout, "consistency_check", active=True)
     server = kit.attacker(bench)
     signed = {u: server.get_signature(u, [ClientId(v) for v in lists[u]]) for u in server.ids}
     assert None not in signed.values()
@@ -152,4 +162,25 @@ def test_with_a_signed_list_nobody_answers_for_a_list_of_its_own(
         server.ask_signed(u, [ClientId(v) for v in lists[u]], same)
     assert len(server.refused) == n
     assert all(isinstance(error, BelowThreshold) for error in server.refused)
-    assert not server.has(server.ids[:without])
+    assert not server.has(server.ids[:smallest])
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(("n", "t"), [row[:2] for row in SHRINK])
+def test_the_smallest_sum_behind_one_signed_list_has_every_signer_in_it(
+    kit: Any, n: int, t: int, layout: Layout
+) -> None:
+    """t inputs where one's own share counts, else t + 1; n_min is as low as it may be."""
+    least = t + (layout is OTHERS)
+    for kept in (least, least - 1):
+        bench = play(kit, n, t, layout, "consistency_check", active=True)
+        server = kit.attacker(bench)
+        alive = server.ids[:kept]
+        signed = {u: server.get_signature(u, alive) for u in alive}
+        for u in alive:
+            usable = [(v, s) for v, s in signed.items() if v != u and s is not None]
+            server.ask_signed(u, alive, usable)
+        assert server.has(alive) is (kept == least)
+        if kept < least:
+            assert set(signed.values()) == {None}
+            assert all(isinstance(error, BelowThreshold) for error in server.refused[:kept])

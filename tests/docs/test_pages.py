@@ -11,7 +11,9 @@ import re
 import tomllib
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -23,6 +25,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="click|typer")
     from typer.main import get_command
 
+    from accounting import cli as accounting_cli
     from securefl import cli
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +63,12 @@ def test_the_threshold_pages_code_prints_what_its_comment_says() -> None:
     assert run(code).strip() == said
 
 
+def test_the_restart_page_prints_what_its_comment_says() -> None:
+    (code,) = blocks(DOCS / "how-to" / "survive-a-restart.md", "python")
+    said = re.findall(r"# (.*)$", code, re.MULTILINE)[-1]
+    assert run(code).strip() == said
+
+
 def test_the_tutorials_sum_is_what_it_says() -> None:
     *_, code = blocks(DOCS / "tutorial" / "first-private-round.md", "python")
     (said,) = re.findall(r"# (\[.*)$", code, re.MULTILINE)
@@ -93,7 +102,8 @@ def test_the_ledger_page_works_on_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "unit: record" in printed[0]
     assert str(head) in printed[0]
     assert printed[1] == "1 ledgers contain the head that the run reported\n"
-    assert [line.split()[1] for line in printed[2].splitlines()] == ["header", "reserve"]
+    assert printed[2].startswith(str(head))
+    assert [line.split()[1] for line in printed[3].splitlines()] == ["header", "reserve"]
 
 
 def test_the_example_configuration_is_valid() -> None:
@@ -132,6 +142,8 @@ def test_the_configuration_page_lists_every_key_with_its_default() -> None:
                 actual[section, key] = f"`[{inside}]`"
             elif isinstance(default, str):
                 actual[section, key] = f'`"{default}"`'
+            elif isinstance(default, bool):
+                actual[section, key] = f"`{str(default).lower()}`"  # as TOML writes it
             else:
                 actual[section, key] = f"`{default}`".replace("e-0", "e-")
     assert documented_keys() == actual
@@ -229,3 +241,31 @@ def test_every_test_that_a_claim_names_exists() -> None:
         assert names, claim
         for name in names:
             assert name in defined, (claim, name)
+
+
+def test_the_audit_page_finds_what_it_says() -> None:
+    function, mechanism, one_run = blocks(DOCS / "how-to" / "audit-a-mechanism.md", "python")
+    names: dict[str, Any] = {}
+    run(function, names=names)
+    names["rng"] = np.random.default_rng(1)  # or a true claim is refuted once in a thousand tests
+    claim = accounting.empirical.Claim(epsilon=1.0, delta=1e-5, adjacency="zero-out")
+    for name, verdict in (("noisy_sum", "NOT_REFUTED"), ("forgot_to_clip", "REFUTED")):
+        audited = accounting.empirical.from_aggregator(names[name])
+        found = accounting.empirical.audit(audited, claim, n_trials=2000, seed=1)
+        assert found.verdict.value == verdict
+    (said,) = re.findall(r"print\(found.verdict\)  # (.*)$", mechanism, re.MULTILINE)
+    assert run(mechanism.replace("rounds=2)", "rounds=2, seed=1)")).strip() == said == "NOT_REFUTED"
+    assert 0 <= float(run(one_run)) < 4.38
+
+
+def test_the_accounting_page_lists_every_option_of_the_audit() -> None:
+    page = (DOCS / "reference" / "accounting-cli.md").read_text("utf-8")
+    (section,) = re.findall(r"^## audit-mechanism$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    command = get_command(accounting_cli.app).commands["audit-mechanism"]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option != "--help" and option.startswith("--"):
+                assert re.search(rf"{option}\b", section), option
+                if parameter.default not in {None, False} and f"[{option} " in section:
+                    stated = re.findall(rf"\[{option} ([^\]|]+)", section)
+                    assert stated == [str(parameter.default)], option

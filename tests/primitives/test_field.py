@@ -27,7 +27,7 @@ def test_products_of_matrices_are_exact(data: st.DataObject) -> None:
     assert found.tolist() == plain_product(a, b)
 
 
-@pytest.mark.parametrize("s", [1, 2047, 2048, 2049, 5000])
+@pytest.mark.parametrize("s", [1, 2047, 2048, 2049, 6001])
 def test_products_are_exact_where_every_partial_sum_is_the_largest(s: int) -> None:
     largest = np.full((2, s), PRIME - 1, dtype=np.uint64)
     found = multiply(largest, largest.T.astype(np.uint32))
@@ -37,6 +37,9 @@ def test_products_are_exact_where_every_partial_sum_is_the_largest(s: int) -> No
     other = np.full((s, 1), (1 << 30) - 1, dtype=np.uint32)
     expected = s * ((1 << 31) - 2) * ((1 << 30) - 1) % PRIME
     assert multiply(ones, other).tolist() == [[expected]]
+    # Odd and above 2^53 if it were summed at once: not a float64.
+    odd = np.full((s, 1), PRIME - 2, dtype=np.uint32)
+    assert multiply(ones, odd).tolist() == [[s * ((1 << 31) - 2) * (PRIME - 2) % PRIME]]
 
 
 def test_products_of_more_columns_than_a_block_and_of_none() -> None:

@@ -15,13 +15,15 @@ from securefl.errors import WireError
 from securefl.primitives.sharing import (
     PRIME,
     Unreconstructable,
-    _reduce,
-    _uniform,
+    inverse,
     lagrange_at_zero,
+    multipliers,
     parse_share_words,
     reconstruct,
+    residue,
     share,
-    weights_without,
+    uniform,
+    weights_at_zero,
     word_count,
 )
 
@@ -88,18 +90,18 @@ def test_high_points_do_not_overflow() -> None:
 
 @given(st.integers(0, (1 << 64) - 1))
 def test_reduction_is_the_remainder(value: int) -> None:
-    assert int(_reduce(np.array([value], dtype=np.uint64))[0]) == value % PRIME
+    assert int(residue(np.array([value], dtype=np.uint64))[0]) == value % PRIME
 
 
 def test_reduction_at_the_borders() -> None:
     values = [0, 1, PRIME - 1, PRIME, PRIME + 1, 2 * PRIME, 1 << 31, (1 << 62), (1 << 64) - 1]
     values += [k * PRIME for k in (3, 1 << 31, (1 << 33) - 1)]
-    found = _reduce(np.array(values, dtype=np.uint64)).tolist()
+    found = residue(np.array(values, dtype=np.uint64)).tolist()
     assert found == [v % PRIME for v in values]
 
 
 def test_the_one_value_that_is_no_field_element_is_redrawn_after_the_block() -> None:
-    found = _uniform(2, 2, script([[PRIME, 5, PRIME + (1 << 31), 7], [PRIME, 9], [8]]))
+    found = uniform(2, 2, script([[PRIME, 5, PRIME + (1 << 31), 7], [PRIME, 9], [8]]))
     # Place 0 draws p again, place 2 (p with the unused top bit set) draws 9, then place 0 draws 8.
     assert found.tolist() == [[8, 5], [9, 7]]
 
@@ -115,14 +117,34 @@ def test_weights_are_lagranges(chosen: set[int]) -> None:
         assert weight == exact.numerator * pow(exact.denominator, -1, PRIME) % PRIME
 
 
-@given(st.sets(st.integers(1, 60), min_size=2, max_size=9), st.data())
-def test_weights_without_one_point_are_the_weights_of_the_rest(
-    chosen: set[int], data: st.DataObject
-) -> None:
-    xs = tuple(sorted(chosen))
-    gone = data.draw(st.integers(0, len(xs) - 1))
-    rest = xs[:gone] + xs[gone + 1 :]
-    assert weights_without(xs, gone).tolist() == lagrange_at_zero(rest).tolist()
+@given(st.lists(st.sets(st.integers(1, 60), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_multipliers_of_many_sets_at_once_are_those_of_each(sets: list[set[int]]) -> None:
+    x = np.array([sorted(chosen) for chosen in sets], dtype=np.uint64)
+    found = multipliers(x)
+    for points_, row in zip(x.tolist(), found.tolist(), strict=True):
+        for i, xi in enumerate(points_):
+            product = 1
+            for j, xj in enumerate(points_):
+                product = product * (xi - xj if i != j else 1) % PRIME
+            assert row[i] * product % PRIME == 1
+    weights = weights_at_zero(x, inverse(x), found)
+    assert weights.tolist() == [lagrange_at_zero(tuple(row)).tolist() for row in x.tolist()]
+
+
+def test_the_arithmetic_holds_at_the_largest_points() -> None:
+    xs = [1, 2, (1 << 30) - 2, (1 << 30) - 1]
+    found = multipliers(np.array(xs, dtype=np.uint64)).tolist()
+    for i, v in enumerate(found):
+        product = 1
+        for j, x in enumerate(xs):
+            product = product * (xs[i] - x if i != j else 1) % PRIME
+        assert v * product % PRIME == 1
+    assert inverse(np.array([1, PRIME - 1], dtype=np.uint64)).tolist() == [1, PRIME - 1]
+
+
+@given(st.integers(1, PRIME - 1))
+def test_inverses_are_inverses(x: int) -> None:
+    assert int(inverse(np.array([x], dtype=np.uint64))[0]) * x % PRIME == 1
 
 
 def test_fewer_than_t_shares_say_nothing() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from securefl.round import (
 from securefl.wire import Frame, decode_frame, encode_frame, signed_content
 
 CONTEXT = bytes(range(32))
+M = TypeVar("M", SecAggClient, SecAggServer)
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Bench:
     server: SecAggServer
     clients: dict[ClientId, SecAggClient]
     vectors: dict[ClientId, RingVector]
+    fresh_client: Callable[[ClientId], SecAggClient]
+    fresh_server: Callable[[], SecAggServer]
     identities: dict[ClientId, IdentityKey] = field(default_factory=dict)
     inbox: dict[ClientId, bytes] = field(default_factory=dict)
     sent: dict[tuple[ClientId, str], bytes] = field(default_factory=dict)
@@ -171,18 +175,29 @@ def make(
     policy = ClientPolicy(gamma=0, experimental_active_graph=True)
     identities = {u: IdentityKey(identity_secret(u)) for u in cohort} if active else {}
     directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    clients = {
-        u: SecAggClient(
-            u,
-            config,
-            context_digest=CONTEXT,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-            random_bytes=os.urandom if random_of is None else random_of(u),
+    sources = {u: os.urandom if random_of is None else random_of(u) for u in cohort}
+
+    def with_beacon(machine: M) -> M:
+        if config.graph_source is GraphSource.BEACON and beacon is not None:
+            machine.set_beacon(beacon)
+        return machine
+
+    def fresh_client(u: ClientId) -> SecAggClient:
+        return with_beacon(
+            SecAggClient(
+                u,
+                config,
+                context_digest=CONTEXT,
+                policy=policy,
+                identity=identities.get(u),
+                directory=directory,
+                random_bytes=sources[u],
+            )
         )
-        for u in cohort
-    }
+
+    def fresh_server() -> SecAggServer:
+        return with_beacon(SecAggServer(config, directory=directory))
+
     generator = np.random.default_rng(n * 1000 + m)
     high = (1 << b) - 1
     vectors = {
@@ -194,12 +209,14 @@ def make(
         )
         for u in cohort
     }
-    server = SecAggServer(config, directory=directory)
-    if config.graph_source is GraphSource.BEACON and beacon is not None:
-        for machine in (server, *clients.values()):
-            machine.set_beacon(beacon)
     return Bench(
-        config=config, server=server, clients=clients, vectors=vectors, identities=identities
+        config=config,
+        server=fresh_server(),
+        clients={u: fresh_client(u) for u in cohort},
+        vectors=vectors,
+        fresh_client=fresh_client,
+        fresh_server=fresh_server,
+        identities=identities,
     )
 
 

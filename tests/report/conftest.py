@@ -63,6 +63,11 @@ class Tree:
             "protocol": "secagg",
             "adversary": "semi-honest",
             "threshold": 7,
+            "graph": "complete",
+            "degree": 9,
+            "shares": 6,
+            "assumed_corrupt": 1,
+            "min_honest": 6,
             "config_digest": "c0ffee" * 8,
             "versions": {"securefl": "0.1.0", "torch": "2.13"},
         }

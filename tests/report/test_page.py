@@ -62,7 +62,8 @@ def test_the_page_shows_the_numbers_of_every_row_and_run(sweep: Any) -> None:
         "94.9 %", "93.9 %", "7.988", "2.988", "17.3 kB", "below-threshold", "share keys: 7",
         "unmasking: 1", "9 of 10", "1437", "360", "9:" + "ab" * 32, "34 ms", "1.5 s",
         "torch", "2.13", "c0ffee", "secagg", "smallest sum that was opened had 9 clients",
-        "7 of 10 clients alive", "semi-honest",
+        "7 of 10 clients alive", "semi-honest", "9 others (complete graph)",
+        "shares that rebuild a secret", "honest updates in any sum", "at least 6",
     ):  # fmt: skip
         assert words in text
 

@@ -60,11 +60,21 @@ def test_a_row_without_noise_promises_nothing(sweep: Any) -> None:
     assert said.promise.startswith("No guarantee about the model. A server that follows")
 
 
+def test_a_run_against_an_active_server_says_what_that_rests_on(sweep: Any) -> None:
+    sweep.summary["adversary"] = "active"
+    tree = read_tree(sweep.write())
+    promise = statement(tree.rows[0], tree).promise
+    assert "even one that lies to clients, could open one sum per round" in promise
+    assert "identities are not of its making" in promise
+
+
+@pytest.mark.parametrize("adversary", ["semi-honest", "active"])
 @pytest.mark.parametrize("fidelity", ["encoded", "float", "strange", None])
 def test_no_secrecy_is_claimed_where_the_protocol_did_not_run(
-    sweep: Any, fidelity: str | None
+    sweep: Any, fidelity: str | None, adversary: str
 ) -> None:
     sweep.summary["fidelity"] = fidelity
+    sweep.summary["adversary"] = adversary
     tree = read_tree(sweep.write())
     assert "not hidden" in statement(tree.rows[0], tree).promise
     assert smallest_sum(tree) is None

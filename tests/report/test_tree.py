@@ -168,7 +168,10 @@ def test_a_run_outside_the_directory_is_not_read(sweep: Any, path: str) -> None:
 
 
 def test_unknown_keys_and_absent_optional_ones_are_fine(sweep: Any) -> None:
-    for key in ("fidelity", "protocol", "adversary", "threshold", "config_digest", "versions"):
+    for key in (
+        "fidelity", "protocol", "adversary", "threshold", "config_digest", "versions",
+        "graph", "degree", "shares", "assumed_corrupt", "min_honest",
+    ):  # fmt: skip
         del sweep.summary[key]
     sweep.summary["later"] = {"new": 1}
     sweep.runs["none-inf-s0"] = {}
@@ -176,6 +179,7 @@ def test_unknown_keys_and_absent_optional_ones_are_fine(sweep: Any) -> None:
         for key in ("loss", "dropped", "seconds", "update_norm", "clipped_fraction"):
             del line[key]
     tree = read_tree(sweep.write())
-    assert tree.fidelity == ""
+    assert tree.fidelity == tree.graph == ""
+    assert tree.degree is tree.shares is tree.assumed_corrupt is tree.min_honest is None
     assert tree.runs[0].ledgers == ()
     assert tree.runs[0].rounds[0].loss is None

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from securefl.errors import CheckpointError
-from securefl.simulation.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    write_checkpoint,
-    write_durably,
-)
+from securefl.simulation.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from securefl.storage import write_durably
 
 
 def checkpoint(next_round: int = 3) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import accounting
 from securefl.config import Mode, RunConfig, load_preset
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound
+from securefl.protocols.secagg import SecAggParams
+from securefl.round import Adversary, RoundConfig
 from securefl.simulation.engine import Engine, RunResult, make_partition, read_metrics
 from securefl.simulation.sweep import _row, load_stored_config, run_sweep
 from securefl.training.data import TrainTest, load
@@ -76,6 +79,70 @@ def test_protocol_and_plain_sum_of_the_same_integers_give_the_same_bits(
     assert results["protocol"].summary["model_sha256"] == results["encoded"].summary["model_sha256"]
     assert results["protocol"].summary["bytes_up_per_client"] > 3 * 650 * 4 * 0.5
     assert results["encoded"].summary["bytes_up_per_client"] == 0
+
+
+VARIANTS = {
+    "complete, semi-honest": (),
+    "complete, active": ("aggregation.adversary=active",),
+    "ring, semi-honest": ("aggregation.protocol=secagg+",),
+    "ring, active": (
+        "aggregation.protocol=secagg+",
+        "aggregation.adversary=active",
+        "aggregation.experimental_active_graph=true",
+    ),
+}
+
+
+def test_every_graph_and_adversary_gives_the_same_model_from_the_same_seed(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Nine clients, two of them lost in every round: the sum is exact whatever hides it."""
+    common = ("partition.clients=9", "simulation.dropped_per_round=2")
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, overrides in VARIANTS.items():
+        folder = tmp_path / name
+        summary = run(config(*common, *overrides), folder, digits).summary
+        assert summary["rounds_lost"] == 0
+        assert summary["dropped"] == 6
+        found[name] = summary
+    assert len({summary["model_sha256"] for summary in found.values()}) == 1
+    facts = {
+        name: tuple(s[key] for key in ("protocol", "adversary", "graph", "degree", "shares"))
+        for name, s in found.items()
+    }
+    assert facts == {
+        "complete, semi-honest": ("secagg", "semi-honest", "complete", 8, 6),
+        "complete, active": ("secagg, active server", "active", "complete", 8, 6),
+        "ring, semi-honest": ("secagg+", "semi-honest", "harary", 4, 2),
+        "ring, active": ("secagg+, active server", "active", "harary", 6, 4),
+    }
+    up = {name: summary["bytes_up_per_client"] for name, summary in found.items()}
+    assert up["ring, semi-honest"] < up["complete, semi-honest"] < up["complete, active"]
+
+
+def test_clients_of_an_active_run_refuse_a_server_that_offers_less(
+    tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config("aggregation.adversary=active")
+    engine = Engine(settings, settings.runs()[0], tmp_path / "run", dataset=digits)
+    offered = SecAggParams.config
+
+    def weaker(self: SecAggParams, **fields: Any) -> RoundConfig:
+        return replace(offered(self, **fields), adversary=Adversary.SEMI_HONEST)
+
+    monkeypatch.setattr(SecAggParams, "config", weaker)
+    with pytest.raises(ConfigurationError, match="demands protection against an ACTIVE server"):
+        engine.run()
+
+
+def test_a_private_active_run_says_so_in_its_ledgers(tmp_path: Path, digits: TrainTest) -> None:
+    settings = config("aggregation.adversary=active", "simulation.dropped_per_round=0")
+    result = run(settings, tmp_path / "run", digits, index=1)
+    for ledger in result.summary["ledgers"]:
+        with accounting.Ledger.open(tmp_path / "run" / ledger["path"]) as led:
+            evidence = [e.evidence for e in led.entries() if getattr(e, "evidence", None)]
+        assert {one.protocol for one in evidence} == {"secagg, active server"}
+        assert len(evidence) == 3
 
 
 def test_encoding_costs_next_to_nothing_against_floating_point(

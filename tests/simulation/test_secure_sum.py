@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from typing import Any
@@ -322,3 +323,15 @@ def test_the_result_prints_short_and_compares_by_identity() -> None:
     assert len(repr(result)) < 2000
     assert result == result  # arrays inside must not be compared
     assert hash(result) == hash(result)
+
+
+def test_worker_processes_change_nothing_but_the_time() -> None:
+    vectors = {u: [u, 7 * u, 2**31 + u] for u in range(8)}
+    drop = {"masked_input_collection": [0, 1]}
+    found = secure_sum(vectors, drop=drop, processes=2)
+    assert found.sum.tolist() == secure_sum(vectors, drop=drop).sum.tolist()
+    assert found.survivors == (2, 3, 4, 5, 6, 7)
+    assert multiprocessing.active_children() == []
+    for wrong in (0, -1, 2.0, True):
+        with pytest.raises(ConfigurationError, match=r"processes must be an integer in 1\.\.256"):
+            secure_sum(vectors, processes=wrong)  # type: ignore[arg-type]

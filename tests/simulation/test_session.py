@@ -9,7 +9,7 @@ import pytest
 
 from securefl.errors import BelowThreshold, ConfigurationError, InvalidShare
 from securefl.modular import RingVector
-from securefl.protocols.machine import Aborted, ClientDropped, Reason
+from securefl.protocols.machine import Aborted, ClientDropped, Reason, ShareMismatch
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
 from securefl.round import SERVER, ClientId, Cohort, RoundId, ThreatModel
 from securefl.simulation.network import Direction, InMemoryNetwork, drop, tamper
@@ -142,17 +142,31 @@ def test_bytes_that_are_no_frame_are_recorded_and_ignored_by_the_server() -> Non
     assert result.aggregate.survivors == (1, 2, 3, 4)
 
 
-def test_a_wrong_share_ends_the_session_without_a_sum() -> None:
-    server, clients = build()
-    record = SessionRecord()
-    wrong = tamper(
-        lambda e: e.sender == 0 and e.phase == "unmasking",
+def wrong_shares(*senders: int) -> Any:
+    """These clients' shares of the last client's seed arrive with one bit flipped."""
+    return tamper(
+        lambda e: e.sender in senders and e.phase == "unmasking",
         lambda frame: frame[:-12] + bytes([frame[-12] ^ 1]) + frame[-11:],
     )
-    with pytest.raises(InvalidShare):
-        run_session(
-            server, clients, vector, network=InMemoryNetwork(policies=[wrong]), record=record
-        )
+
+
+def test_a_wrong_share_is_corrected_and_its_pair_is_told() -> None:
+    server, clients = build()
+    network = InMemoryNetwork(policies=[wrong_shares(0)])
+    result = run_session(server, clients, vector, network=network)
+    assert result.aggregate.vector.values.tolist() == [10, 500]
+    assert result.aggregate.mismatched_pairs == ((4, 0),)
+    told = ShareMismatch(dealer=ClientId(4), holders=(ClientId(0),), located=True)
+    assert told in result.events
+
+
+def test_too_many_wrong_shares_end_the_session_without_a_sum() -> None:
+    server, clients = build()
+    record = SessionRecord()
+    network = InMemoryNetwork(policies=[wrong_shares(0, 1)])
+    with pytest.raises(InvalidShare) as caught:
+        run_session(server, clients, vector, network=network, record=record)
+    assert {dealer for dealer, _ in caught.value.pairs} == {4}
     assert record.sent_input == {0, 1, 2, 3, 4}
     assert server.result is None
 

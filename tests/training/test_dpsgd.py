@@ -4,6 +4,7 @@ import math
 import os
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -544,6 +545,55 @@ def test_every_reservation_is_an_attempt_of_its_own(budget):
     first, second = budget.reserve(0), budget.reserve(0)
     assert first.key != second.key
     assert budget.ledger.balance.reserved == first.ticks + second.ticks
+
+
+def test_a_budget_lives_in_its_file_and_refuses_over_restarts(budget, tmp_path):
+    path, header = tmp_path / "own" / "client-3.ledger", budget.ledger.header
+    how = {"header": header, "client": 3, "event": budget.event}
+    head = None
+    for round_index in range(3):
+        own = ClientBudget.open(path, **how, expect_head=head)
+        head = own.released(own.reserve(round_index), EVIDENCE)
+        own.close()
+    own = ClientBudget.open(path, **how, expect_head=head)
+    with pytest.raises(accounting.BudgetExceeded):
+        own.reserve(3)
+    made = own.statement()
+    own.close()
+    assert (made.participations, made.head) == (3, head)
+    assert made.within_budget
+    # The client samples its own records: their secrecy is its own, and stays.
+    assert made.unamplified.value == pytest.approx(own_epsilon(budget.event, 3), rel=1e-9)
+
+
+def own_epsilon(event, count):
+    accountant = accounting.RDPAccountant(adjacency=accounting.Adjacency.ZERO_OUT)
+    accountant.compose(event, count)
+    return accountant.epsilon(1e-5).value
+
+
+def test_a_crash_in_a_round_is_charged_when_the_budget_is_opened_again(budget):
+    path, header = budget.ledger.path, budget.ledger.header
+    ticket = budget.reserve(0)
+    budget.close()
+    again = ClientBudget.open(path, header=header, client=3, event=budget.event)
+    assert again.ledger.open_tickets == ()
+    assert again.ledger.spent == ticket.ticks
+    again.close()
+
+
+def test_a_lost_or_foreign_ledger_is_refused(budget, tmp_path):
+    path, header = budget.ledger.path, budget.ledger.header
+    head = budget.released(budget.reserve(0), EVIDENCE)
+    how = {"client": 3, "event": budget.event}
+    with pytest.raises(accounting.LedgerRolledBack, match="gone"):
+        ClientBudget.open(tmp_path / "none.ledger", header=header, expect_head=head, **how)
+    assert not (tmp_path / "none.ledger").exists()
+    with pytest.raises(ConfigurationError, match="another plan or client"):
+        ClientBudget.open(path, header=replace(header, epsilon=99.0), **how)
+    with pytest.raises(accounting.LedgerRolledBack):
+        unseen = accounting.Head(sequence=9, hash=bytes(32))
+        ClientBudget.open(path, header=header, expect_head=unseen, **how)
 
 
 def test_two_owners_of_one_ledger_never_share_a_ticket(budget, monkeypatch):

@@ -19,16 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from securefl.errors import SecureFLError
 from securefl.modular import RingVector
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
-from securefl.protocols.lightsecagg import (
-    LightSecAggClient,
-    LightSecAggParams,
-    LightSecAggServer,
-)
-from securefl.protocols.lightsecagg import messages as light
-from securefl.protocols.lightsecagg.keys import KeySchedule as LightKeys
-from securefl.protocols.lightsecagg.transitions import MessageType as LightType
 from securefl.protocols.machine import Outbound
-from securefl.protocols.messages import SignedUnmaskRequest as SignedRequest
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
 from securefl.protocols.secagg.keys import KeySchedule
 from securefl.protocols.secagg.messages import (
@@ -45,7 +36,6 @@ from securefl.round import (
     Cohort,
     GraphSource,
     Layout,
-    Protocol,
     RoundConfig,
     RoundId,
     ThreatModel,
@@ -57,6 +47,7 @@ CONTEXT = hashlib.sha256(b"context of the vectors").digest()
 BEACON = hashlib.sha256(b"beacon of the vectors").digest()
 LOST = ClientId(3)
 IDS = (1, 2, 3, 5, 8, 13)
+MANY = (1, 2, 3, 5, 8, 13, 21, 34)
 
 
 def stream(key: bytes) -> Any:
@@ -72,8 +63,9 @@ def secret(what: str, u: int, size: int) -> bytes:
 class Recorder:
     """A session whose operations are written down as they happen."""
 
-    def __init__(self, config: RoundConfig) -> None:
+    def __init__(self, config: RoundConfig, lost: ClientId | None = LOST) -> None:
         self.config = config
+        self.lost = lost
         self.inputs = {u: [(int(u) * 7 + i * 1001) % config.modulus for i in range(config.m)]
                        for u in config.cohort}  # fmt: skip
         self.operations: list[dict[str, Any]] = []
@@ -92,18 +84,22 @@ class Recorder:
             "randomness": {str(u): secret("randomness", u, 16).hex() for u in config.cohort},
             "identities": {str(u): secret("identity", u, 32).hex() for u in config.cohort},
             "inputs": {str(u): values for u, values in self.inputs.items()},
-            "lost": int(LOST),
+            "lost": None if self.lost is None else int(self.lost),
             "operations": self.operations,
         }
         server = self.machines["server"] if hasattr(self, "machines") else None
         if server is not None and server.result is not None:
-            document["derived"] = {"session_id": session_of(server).hex()}
+            document["derived"] = {"session_id": server._session.hex()}
             document["result"] = {
                 "sum": [int(x) for x in server.result.vector.values],
                 "survivors": [int(u) for u in server.result.survivors],
                 "min_honest": server.result.min_honest,
                 "transcript_digest": server.result.transcript_digest.hex(),
             }
+            if server.result.mismatched_pairs:
+                document["result"]["mismatched_pairs"] = [
+                    [int(u) for u in pair] for pair in server.result.mismatched_pairs
+                ]
         return document
 
     def do(self, op: str, who: ClientId | str, frame: bytes | None = None) -> list[Outbound]:
@@ -137,7 +133,7 @@ class Recorder:
     def answer(self) -> None:
         phase = str(self.machines["server"].phase)
         for u, frame in sorted(self.inbox.items()):
-            if u == LOST and phase == "masked_input_collection":
+            if u == self.lost and phase == "masked_input_collection":
                 continue
             self.up(u, self.do("receive", u, frame))
             if phase == "masked_input_collection":
@@ -168,13 +164,9 @@ def machines_of(document: dict[str, Any]) -> dict[str, Any]:
     identities = {u: IdentityKey(bytes.fromhex(document["identities"][str(u)]))
                   for u in config.cohort}  # fmt: skip
     directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    light = config.protocol is Protocol.LIGHTSECAGG
-    server_type, client_type = (
-        (LightSecAggServer, LightSecAggClient) if light else (SecAggServer, SecAggClient)
-    )
-    machines: dict[str, Any] = {"server": server_type(config, directory=directory)}
+    machines: dict[str, Any] = {"server": SecAggServer(config, directory=directory)}
     for u in config.cohort:
-        machines[str(u)] = client_type(
+        machines[str(u)] = SecAggClient(
             u,
             config,
             context_digest=bytes.fromhex(document["context"]),
@@ -187,12 +179,6 @@ def machines_of(document: dict[str, Any]) -> dict[str, Any]:
         for machine in machines.values():
             machine.set_beacon(bytes.fromhex(document["beacon"]))
     return machines
-
-
-def session_of(server: SecAggServer | LightSecAggServer) -> bytes:
-    session = server._session if isinstance(server, SecAggServer) else server._end.session
-    assert session is not None
-    return session
 
 
 def perform(
@@ -217,16 +203,24 @@ def perform(
     return [o for o in out if isinstance(o, Outbound)], None
 
 
-def config_of(*, k: int | None, active: bool, layout: Layout, b: int) -> RoundConfig:
+def config_of(
+    *,
+    k: int | None,
+    active: bool,
+    layout: Layout,
+    b: int,
+    ids: tuple[int, ...] = IDS,
+    t: int | None = None,
+) -> RoundConfig:
     adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
     threat = ThreatModel(adversary=adversary, corrupt=1, dropped=1)
     if k is None:
-        params = SecAggParams.complete(len(IDS), threat, layout=layout)
+        params = SecAggParams.complete(len(ids), threat, t=t, layout=layout)
     else:
-        params = SecAggParams.harary(len(IDS), threat, k=k)
+        params = SecAggParams.harary(len(ids), threat, k=k, t=t)
     return params.config(
         round_id=RoundId(2**40 + 5),
-        cohort=Cohort.of(IDS),
+        cohort=Cohort.of(ids),
         m=3,
         b=b,
         context_digest=CONTEXT,
@@ -327,168 +321,39 @@ def bad_twins(config: RoundConfig) -> dict[str, dict[str, Any]]:
     return twins
 
 
-class LightRecorder(Recorder):
-    """A LightSecAgg session: the server passes shares on, so a client reads several frames."""
+def wrong_shares(name: str, *liars: int) -> dict[str, Any]:
+    """Eight clients, nobody lost; each liar's share of its highest neighbour's seed is wrong.
 
-    def __init__(self, config: RoundConfig) -> None:
-        super().__init__(config)
-        self.waiting: dict[ClientId, list[bytes]] = {}
-
-    def deliver(self, out: list[Outbound]) -> None:
-        for item in out:
-            self.waiting.setdefault(item.recipient, []).append(item.frame)
-
-    def up(self, u: ClientId, out: list[Outbound]) -> None:
-        for item in out:
-            self.sent[u, str(self.machines["server"].phase)] = item.frame
-            self.deliver(self.do("receive", "server", item.frame))
-
-    def close(self) -> None:
-        self.deliver(self.do("close_phase", "server"))
-
-    def answer(self) -> None:
-        phase = str(self.machines["server"].phase)
-        for u in sorted(self.waiting):
-            frames = self.waiting.pop(u)
-            if u == LOST and phase == "masked_input_collection":
-                continue
-            for frame in frames:
-                self.up(u, self.do("receive", u, frame))
-            if phase == "masked_input_collection":
-                self.up(u, self.do("set_input", u))
-        self.close()
-
-    def next_for(self, u: ClientId, kind: LightType) -> bytes:
-        """Client u reads what waits for it up to the frame of this type, which is given back."""
-        for frame in self.waiting[u]:
-            if decode_frame(frame).type == kind:
-                return frame
-            self.up(u, self.do("receive", u, frame))
-        raise AssertionError(f"no {kind.name} waits for {u}")
-
-
-def light_config(*, active: bool, U: int, T: int, m: int) -> RoundConfig:
-    adversary = Adversary.ACTIVE if active else Adversary.SEMI_HONEST
-    threat = ThreatModel(adversary=adversary, corrupt=1, dropped=len(IDS) - U)
-    return LightSecAggParams.of(len(IDS), threat, U=U, T=T).config(
-        round_id=RoundId(2**40 + 5),
-        cohort=Cohort.of(IDS),
-        m=m,
-        context_digest=CONTEXT,
-        server_nonce=hashlib.sha256(b"nonce of the vectors").digest(),
-    )
-
-
-LIGHT_VARIANTS = {
-    "light": {"active": False, "U": 5, "T": 2, "m": 7},
-    "light_one_block": {"active": False, "U": 4, "T": 2, "m": 3},
-    "light_active": {"active": True, "U": 5, "T": 2, "m": 4},
-}
-
-
-def light_bad_twins(config: RoundConfig) -> dict[str, dict[str, Any]]:
-    """Sessions whose last operation must fail, by what is wrong in it."""
-    active = config.adversary is Adversary.ACTIVE
-    one, n = ClientId(1), config.n
-    everybody = np.ones(n, dtype=np.bool_)
-    twins: dict[str, dict[str, Any]] = {}
-
-    def bad(name: str, phase: str, kind: LightType, change: Any) -> None:
-        recorder = LightRecorder(config).to(phase)
-        frame = recorder.next_for(one, kind)
-        twins[name] = recorder.must_fail(one, change(frame))
-
-    def with_body(change: Any) -> Any:
-        return lambda frame: edited(frame, body=change(decode_frame(frame).body))
-
-    def roster(name: str, change: Any) -> None:
-        def changed(body: Any) -> bytes:
-            entries = list(light.KeyRoster.decode(body, most=n, signed=active).entries)
-            return light.KeyRoster(entries=tuple(change(entries))).encode()
-
-        bad(name, "share_masks", LightType.KEY_ROSTER, with_body(changed))
-
-    roster("roster_entry_missing", lambda e: e[1:])
-    roster("roster_entries_swapped", lambda e: [e[1], e[0], *e[2:]])
-    roster("roster_key_twice", lambda e: [*e[:4], e[4]._replace(c_pk=e[5].c_pk), e[5]])
-    roster("roster_key_replaced", lambda e: [e[0]._replace(c_pk=bytes(31) + b"\x09"), *e[1:]])
-    bad("frame_short", "share_masks", LightType.KEY_ROSTER, lambda f: f[:-1])
-    bad("frame_long", "share_masks", LightType.KEY_ROSTER, lambda f: f + b"\0")
-    bad("frame_of_another_round", "share_masks", LightType.KEY_ROSTER,
-        lambda f: edited(f, round_id=RoundId(1)))  # fmt: skip
-
-    collecting = "masked_input_collection"
-    share, close = LightType.ENCODED_SHARE, LightType.SHARE_CLOSE
-    bad("share_of_a_stranger", collecting, share, with_body(lambda b: b"\x63" + bytes(b[1:])))
-    bad("share_short", collecting, share, with_body(lambda b: bytes(b[:-1])))
-    bad("padding_bit_set", collecting, close, with_body(lambda b: bytes([b[0] | 0x80])))
-    bad("dealers_without_oneself", collecting, close, with_body(lambda b: bytes([b[0] & 0xFE])))
-
-    recorder = LightRecorder(config).to(collecting)
-    first = recorder.next_for(one, share)
-    recorder.do("receive", one, first)
-    body = bytes(decode_frame(first).body)
-    again = edited(first, body=body[:-1] + bytes([body[-1] ^ 1]))
-    twins["second_share_of_one_dealer"] = recorder.must_fail(one, again)
-
-    # Two of its coded shares exchanged: neither opens, and it cannot answer for their dealers.
-    recorder = LightRecorder(config).to(collecting)
-    one_share, other, *rest = recorder.waiting[one]
-    bodies = [bytes(decode_frame(f).body) for f in (one_share, other)]
-    recorder.waiting[one] = [
-        edited(one_share, body=bodies[0][:4] + bodies[1][4:]),
-        edited(other, body=bodies[1][:4] + bodies[0][4:]),
-        *rest,
-    ]
-    recorder.answer()
-    kind = LightType.SURVIVOR_NOTICE if active else LightType.RECOVERY_REQUEST
-    twins["shares_exchanged"] = recorder.must_fail(one, recorder.next_for(one, kind))
-
-    if active:
-        checking, notice = "consistency_check", LightType.SURVIVOR_NOTICE
-    else:
-        checking, notice = "recovery", LightType.RECOVERY_REQUEST
-
-    def listed(present: list[int]) -> Any:
-        bits = np.array([u in present for u in config.cohort])
-        return with_body(lambda _: light.RecoveryRequest(alive=bits).encode())
-
-    bad("list_without_oneself", checking, notice, listed([2, 3, 5, 8, 13]))
-    bad("list_too_short", checking, notice, listed([1, 2, 3, 5, 8][: config.k - 1]))
-    recorder = LightRecorder(config).to(checking)
-    frame = recorder.next_for(one, notice)
-    recorder.do("receive", one, frame)
-    second = edited(frame, body=light.RecoveryRequest(alive=everybody).encode())
-    twins["second_list"] = recorder.must_fail(one, second)
-
-    if active:
-
-        def request(name: str, change: Any) -> None:
-            def changed(body: Any) -> bytes:
-                good = SignedRequest.decode(body, most=n).signatures
-                return SignedRequest(signatures=tuple(change(good))).encode()
-
-            bad(name, "recovery", LightType.RECOVERY_REQUEST, with_body(changed))
-
-        request("one_signature_short", lambda s: s[: config.k - 2])
-        request("signature_twice", lambda s: (s[0], s[0], *s[2:]))
-        request("signature_of_another", lambda s: ((s[0][0], s[1][1]), *s[1:]))
-        statement = LightKeys(config.protocol).survivor_statement(bytes(32), b"\x3f")
-        elsewhere = IdentityKey(secret("identity", 2, 32)).sign(statement)
-        request("signature_on_another_list", lambda s: ((s[0][0], elsewhere), *s[1:]))
-    return twins
+    With one liar that is corrected. Two about the same dealer are one too many.
+    """
+    what = {**VARIANTS[name], "ids": MANY, "t": 5 if VARIANTS[name]["active"] else 4}
+    if what["k"] is not None:
+        what |= {"k": 6, "t": 4}
+    config = config_of(**what)
+    recorder = Recorder(config, lost=None).to("unmasking")
+    for u, frame in sorted(recorder.inbox.items()):
+        for item in recorder.do("receive", u, frame):
+            sent = item.frame
+            if u in liars:
+                raw = bytearray(decode_frame(sent).body)
+                raw[-20 + 4] ^= 1  # a bit of the second word of the highest neighbour's share
+                sent = edited(sent, body=bytes(raw))
+                sent = resigned(config, sent) if what["active"] else sent
+            recorder.do("receive", "server", sent)
+    recorder.do("close_phase", "server")
+    assert recorder.operations[-1]["success"] is (len(liars) == 1)
+    return recorder.document()
 
 
 def files() -> dict[str, dict[str, Any]]:
     """All documents by path."""
     found: dict[str, dict[str, Any]] = {}
+    for name in VARIANTS:
+        found[f"secagg/{name}_wrong_share.json"] = wrong_shares(name, 1)
+    for name, liars in {"complete": (1, 2), "complete_active": (1, 2), "ring": (1, 3)}.items():
+        found[f"secagg/{name}_bad_two_wrong_shares.json"] = wrong_shares(name, *liars)
     for name, what in VARIANTS.items():
         found[f"secagg/{name}.json"] = Recorder(config_of(**what)).finish()
-    for name, what in LIGHT_VARIANTS.items():
-        found[f"lightsecagg/{name}.json"] = LightRecorder(light_config(**what)).finish()
-    for name in ("light", "light_active"):
-        for wrong, document in light_bad_twins(light_config(**LIGHT_VARIANTS[name])).items():
-            found[f"lightsecagg/{name}_bad_{wrong}.json"] = document
     for name in ("complete", "complete_active"):
         for wrong, document in bad_twins(config_of(**VARIANTS[name])).items():
             found[f"secagg/{name}_bad_{wrong}.json"] = document
@@ -501,5 +366,4 @@ def text(document: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     for path, document in files().items():
-        (HERE / path).parent.mkdir(exist_ok=True)
         (HERE / path).write_text(text(document))

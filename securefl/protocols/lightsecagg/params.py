@@ -58,7 +58,8 @@ def two_lists_possible(N: int, U: int, c: int) -> bool:
 
     Each list needs U - c honest answers and every honest client answers once.
     """
-    return N + c >= 2 * U
+    honest_answers = 2 * (U - c)
+    return honest_answers <= N - c
 
 
 def most_input_bits(n: int) -> int:

@@ -33,6 +33,7 @@ from securefl.errors import (
     LocalProtocolError,
     PeerProtocolError,
     RosterMismatch,
+    SnapshotError,
     UnexpectedMessage,
     WireError,
 )
@@ -69,12 +70,14 @@ from securefl.protocols.secagg.messages import (
     message_type,
 )
 from securefl.protocols.secagg.params import ClientPolicy, check_policy
+from securefl.protocols.secagg.snapshot import export_client, restore_client
 from securefl.protocols.secagg.transitions import (
     MessageType,
     Phase,
     client_row,
     next_client_phase,
 )
+from securefl.protocols.snapshot import SecretsToken
 from securefl.round import (
     SERVER,
     Adversary,
@@ -175,6 +178,8 @@ class SecAggClient:
             self._graph = graph_of(config, config.graph_value)
         self._own_share = config.layout is Layout.ALL
         self._random_bytes = random_bytes
+        self._beacon: bytes | None = None
+        self._sequence = 0
         self._phase = Phase.ADVERTISE_KEYS
         self._accepted: dict[MessageType, bytes] = {}
         self._session: bytes | None = None
@@ -197,8 +202,13 @@ class SecAggClient:
 
     @property
     def phase(self) -> Phase:
-        """The phase it is in; DONE and ABORTED are final."""
+        """The phase it is in; DONE, ABORTED and EXPORTED are final."""
         return self._phase
+
+    @property
+    def config_digest(self) -> bytes:
+        """What names the session from its first moment; 32 bytes."""
+        return self._config_digest
 
     @property
     def wants_input(self) -> bool:
@@ -231,6 +241,7 @@ class SecAggClient:
             raise LocalProtocolError(f"no beacon is taken in phase {self._phase}")
         if not isinstance(value, bytes) or len(value) != 32:
             raise LocalProtocolError("a beacon's output is 32 bytes")
+        self._beacon = value
         self._graph = graph_of(self._config, value)
 
     def start(self) -> list[Outbound | Event]:
@@ -287,6 +298,7 @@ class SecAggClient:
 
     def abort(self) -> list[Outbound | Event]:
         """Gives up and forgets all secrets. Does nothing in DONE and ABORTED."""
+        self._usable()
         if self._secrets is None:
             return []
         return [
@@ -307,11 +319,13 @@ class SecAggClient:
         Raises:
             WireError: bytes that are no frame; nothing changes.
             UnexpectedMessage: a frame for another phase, sender, round or session; nothing changes.
-            LocalProtocolError: the roster came before :meth:`set_beacon`; nothing changes.
+            LocalProtocolError: the roster came before :meth:`set_beacon`, or the state went into a
+                snapshot; nothing changes.
             MalformedMessage, RosterMismatch, DecryptionFailed, Equivocation, InvalidSignature,
                 BelowThreshold: the session is over for this client: secrets wiped, phase ABORTED,
                 the Abort frame to send in ``.outbound``.
         """
+        self._usable()
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
         self._attribute(parsed, kind, sender)
@@ -342,6 +356,65 @@ class SecAggClient:
             raise self._fail(error) from None
         self._accepted[kind] = digest
         return [*out, *self._mask_if_complete()]
+
+    def snapshot(
+        self,
+        storage_key: bytes,
+        allow_secrets: SecretsToken,
+        *,
+        outbound: Sequence[Outbound] = (),
+    ) -> bytes:
+        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
+
+        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
+        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
+        the same.
+
+        Args:
+            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
+            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
+            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
+
+        Raises:
+            TypeError: without the token.
+            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
+            LocalProtocolError: for a second snapshot of one machine.
+        """
+        self._usable()
+        blob = export_client(self, storage_key, allow_secrets, outbound)
+        self._phase = Phase.EXPORTED
+        self._wipe()
+        return blob
+
+    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
+        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
+
+        Args:
+            storage_key: as given to :meth:`snapshot`.
+            blob: what it returned.
+            sequence: number of the newest snapshot, as the store has it.
+
+        Returns:
+            The frames to send again, byte for byte; whoever has them already ignores them.
+
+        Raises:
+            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
+                machine is ABORTED then: starting over could answer twice.
+            ConfigurationError: if the storage key is not 32 bytes.
+            LocalProtocolError: if this machine was used before.
+        """
+        if not self._fresh:
+            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
+        try:
+            return restore_client(self, storage_key, blob, sequence)
+        except SnapshotError:
+            self._phase = Phase.ABORTED
+            self._wipe()
+            raise
+
+    @property
+    def _fresh(self) -> bool:
+        return self._phase is Phase.ADVERTISE_KEYS and not self._input_given and not self._sequence
 
     # -- frames -----------------------------------------------------------------------------------
 
@@ -710,6 +783,12 @@ class SecAggClient:
 
     def _unexpected(self, what: str) -> UnexpectedMessage:
         return UnexpectedMessage(f"client {self._u} got {what}", culprits=[SERVER])
+
+    def _usable(self) -> None:
+        if self._phase is Phase.EXPORTED:
+            raise LocalProtocolError(
+                "this machine's state went into a snapshot: go on with one restored from it"
+            )
 
     def _live(self) -> _Secrets:
         if self._secrets is None:

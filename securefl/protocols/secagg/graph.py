@@ -24,12 +24,15 @@ __all__ = [
     "Edges",
     "HararyGraph",
     "NeighbourGraph",
+    "Positions",
     "graph_of",
     "graph_seed",
     "peel",
 ]
 
 Ids = NDArray[np.int64]
+Positions = NDArray[np.uint16 | np.uint32]
+"""Places in an ascending list of clients."""
 
 
 class NeighbourGraph(Protocol):
@@ -187,7 +190,8 @@ class Edges:
         own: whether a dealer that is also a holder has an edge to itself (layout ``ALL``).
 
     Attributes:
-        dealer, holder: int32[edges], positions in ``dealers`` and in ``holders``.
+        dealer, holder: uint16[edges] (uint32 beyond 2^16 clients), positions in ``dealers`` and
+            in ``holders``.
         counts: int64[dealers], edges per dealer.
     """
 
@@ -202,16 +206,14 @@ class Edges:
         own: bool = False,
     ) -> None:
         ids = np.array(holders, dtype=np.int64)
-        rows = [graph.positions(u, ids) for u in dealers]
-        if own:
-            rows = [
-                np.union1d(row, np.flatnonzero(ids == u))
-                for u, row in zip(dealers, rows, strict=True)
-            ]
-        empty = np.zeros(0, dtype=np.intp)
-        self.holder = np.concatenate([empty, *rows]).astype(np.int32)
+        # Narrow at once: a thousand clients have a million edges.
+        small = max(len(dealers), len(holders)) <= 1 << 16
+        narrow = np.dtype(np.uint16 if small else np.uint32)
+        rows = [_positions(graph, u, ids, own=own).astype(narrow) for u in dealers]
+        empty = np.zeros(0, dtype=narrow)
+        self.holder: Positions = np.concatenate([empty, *rows])
         self.counts = np.array([len(row) for row in rows], dtype=np.int64)
-        self.dealer = np.repeat(np.arange(len(rows), dtype=np.int32), self.counts)
+        self.dealer: Positions = np.repeat(np.arange(len(rows), dtype=narrow), self.counts)
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._by_holder = np.argsort(self.holder, kind="stable").astype(np.int32)
         per_holder = np.bincount(self.holder, minlength=len(ids))
@@ -227,6 +229,12 @@ class Edges:
     def of_holder(self, j: int) -> NDArray[np.int32]:
         """The edges of the holder at position j, ascending by dealer."""
         return self._by_holder[self._holder_starts[j] : self._holder_starts[j + 1]]
+
+
+def _positions(graph: NeighbourGraph, u: ClientId, ids: Ids, *, own: bool) -> NDArray[np.intp]:
+    """Positions of the holders of u's secrets."""
+    positions = graph.positions(u, ids)
+    return np.union1d(positions, np.flatnonzero(ids == u)) if own else positions
 
 
 def peel(members: Collection[ClientId], graph: NeighbourGraph, t: int) -> set[ClientId]:

@@ -120,6 +120,11 @@ class SecAggParams:
         """SecAgg on the complete graph, else SecAgg+."""
         return Protocol.SECAGG if self.k == self.n - 1 else Protocol.SECAGG_PLUS
 
+    @property
+    def min_honest(self) -> int:
+        """Fewest honest inputs in any sum that is opened; see :func:`guaranteed_honest`."""
+        return _honest(self, self.threat.adversary, A=self.threat.corrupt, survivors=self.n_min)
+
     @classmethod
     def complete(
         cls,
@@ -401,9 +406,20 @@ def guaranteed_honest(config: RoundConfig, survivors: int, *, sigma: int = SIGMA
         #U3 - A. SecAgg+ against an active server promises t + 1 - c* only, because a lying server
         may have left out whom it liked (the argument is local to one neighbourhood).
     """
-    if config.protocol is Protocol.SECAGG_PLUS and config.adversary is Adversary.ACTIVE:
-        return config.t + 1 - corrupt_neighbours(config.n, config.k, config.A, sigma=sigma)
-    return survivors - config.A
+    return _honest(config, config.adversary, A=config.A, survivors=survivors, sigma=sigma)
+
+
+def _honest(
+    numbers: SecAggParams | RoundConfig,
+    adversary: Adversary,
+    *,
+    A: int,
+    survivors: int,
+    sigma: int = SIGMA,
+) -> int:
+    if numbers.protocol is Protocol.SECAGG_PLUS and adversary is Adversary.ACTIVE:
+        return numbers.t + 1 - corrupt_neighbours(numbers.n, numbers.k, A, sigma=sigma)
+    return survivors - A
 
 
 def check_policy(config: RoundConfig, policy: ClientPolicy) -> None:

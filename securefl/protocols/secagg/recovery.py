@@ -1,35 +1,31 @@
-"""From shares to masks: reconstruct what the survivors opened, verify it, expand it, sum it.
+"""From opened secrets to the sum of their masks: derive the keys, expand, add.
 
-Bonawitz et al. 2017, figure 4, last round; the checks against commitment and public key are ours:
-a wrong share would otherwise give a wrong sum that looks like any other. Both halves are pure.
-The server's machine calls them; this module knows no frames and no phases.
+Bonawitz et al. 2017, figure 4, last round, the part that costs time: D(n - D) pair masks. A pure
+function that runs here or in worker processes. The server's machine calls it; this module knows no
+frames, no phases and no shares.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Executor, Future, wait
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from securefl.modular import Words
 from securefl.primitives.channel import AgreementKey, PublicKey, derive
 from securefl.primitives.prg import KEY_BYTES, add_mask, subtract_mask
-from securefl.primitives.sharing import (
-    Unreconstructable,
-    lagrange_at_zero,
-    reconstruct,
-    weights_without,
-)
-from securefl.protocols.secagg.graph import Edges
 
-__all__ = ["MaskJob", "Responders", "ShareTable", "agreement_key_matches", "sum_masks"]
+__all__ = ["MaskJob", "agreement_key_matches", "sum_masks"]
 
-PARTS = 8
-"""Pieces that jobs are cut into for an executor: enough to keep a few workers evenly busy."""
+PART_JOBS = 512
+"""Jobs that cross to a worker together: some tenths of a second of work for one vector back."""
+
+IN_FLIGHT = 8
+"""Parts handed out and not yet added: enough for a few workers; bounds the vectors that wait."""
 
 
 class MaskJob(NamedTuple):
@@ -54,40 +50,60 @@ class MaskJob(NamedTuple):
 
 
 def sum_masks(
-    jobs: Sequence[MaskJob],
+    jobs: Iterable[MaskJob],
     length: int,
     dtype: type[np.unsignedinteger],
     executor: Executor | None = None,
+    *,
+    part_jobs: int = PART_JOBS,
 ) -> Words:
     """Σ sign · PRG(key) over all jobs, wrapping around.
 
     Args:
-        jobs: what to expand; the order does not change the result.
+        jobs: what to expand; the order does not change the result. Read as it is needed.
         length: words per mask.
         dtype: ``np.uint32`` or ``np.uint64``.
         executor: where to expand. Use processes: the cipher holds the interpreter lock, so
             threads gain nothing. None expands here.
+        part_jobs: how many jobs a worker is handed at a time; it adds them up into one vector.
 
     Returns:
         dtype[length], not reduced modulo anything but the word.
     """
     if executor is None:
         return _sum_part(jobs, length, dtype)
-    size = max(1, -(-len(jobs) // PARTS))
-    parts = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     total: Words = np.zeros(length, dtype=dtype)
-    for raw in executor.map(_sum_part_as_bytes, parts, [length] * len(parts), [dtype] * len(parts)):
-        np.add(total, np.frombuffer(raw, dtype=dtype), out=total)
+    running: set[Future[bytes]] = set()
+    for part in _parts(jobs, part_jobs):
+        if len(running) == IN_FLIGHT:
+            running = _add_finished(total, running, FIRST_COMPLETED)
+        width = total.dtype.itemsize
+        running.add(executor.submit(_sum_part_as_bytes, part, length, width))
+    _add_finished(total, running, ALL_COMPLETED)
     return total
 
 
-def _sum_part_as_bytes(
-    jobs: Sequence[MaskJob], length: int, dtype: type[np.unsignedinteger]
-) -> bytes:
-    return _sum_part([MaskJob(*job) for job in jobs], length, dtype).tobytes()
+def _parts(jobs: Iterable[MaskJob], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The jobs in pieces, as plain tuples: only bytes and ints cross into other processes."""
+    source = iter(jobs)
+    while part := list(islice(source, size)):
+        yield [tuple(job) for job in part]
 
 
-def _sum_part(jobs: Sequence[MaskJob], length: int, dtype: type[np.unsignedinteger]) -> Words:
+def _add_finished(total: Words, running: set[Future[bytes]], when: str) -> set[Future[bytes]]:
+    """Adds what workers have finished to ``total``; returns what they have not."""
+    finished, unfinished = wait(running, return_when=when)
+    while finished:
+        np.add(total, np.frombuffer(finished.pop().result(), dtype=total.dtype), out=total)
+    return unfinished
+
+
+def _sum_part_as_bytes(part: list[tuple[Any, ...]], length: int, width: int) -> bytes:
+    dtype = np.uint32 if width == 4 else np.uint64
+    return _sum_part([MaskJob(*job) for job in part], length, dtype).tobytes()
+
+
+def _sum_part(jobs: Iterable[MaskJob], length: int, dtype: type[np.unsignedinteger]) -> Words:
     total: Words = np.zeros(length, dtype=dtype)
     private: dict[bytes, AgreementKey] = {}
     public: dict[bytes, PublicKey] = {}
@@ -119,91 +135,3 @@ def _mask_key(
 def agreement_key_matches(s_sk: bytes, s_pk: bytes) -> bool:
     """Whether a reconstructed private key belongs to the public key its dealer advertised."""
     return hmac.compare_digest(AgreementKey(s_sk).public, s_pk)
-
-
-class Responders:
-    """The share holders who answered, and the interpolation weights of any t of them.
-
-    Args:
-        points: x of every holder, ascending, whether or not it answered.
-        answered: positions in ``points`` of those who did, ascending.
-        t: shares that reconstruct.
-    """
-
-    __slots__ = ("_answered", "_cache", "_points", "t")
-
-    def __init__(self, points: Sequence[int], answered: Sequence[int], t: int) -> None:
-        self.t = t
-        self._points = tuple(points)
-        self._answered = tuple(answered)
-        self._cache: dict[bytes, NDArray[np.uint64]] = {}
-
-    def weights(self, holders: NDArray[np.int32]) -> NDArray[np.uint64]:
-        """Weights at zero for t holders (positions in ``points``, ascending)."""
-        key = holders.tobytes()
-        if key not in self._cache:
-            self._cache[key] = self._compute(holders)
-        return self._cache[key]
-
-    def _compute(self, holders: NDArray[np.int32]) -> NDArray[np.uint64]:
-        # On the complete graph all dealers share the t + 1 lowest responders, but for one.
-        base = self._answered[: self.t + 1]
-        chosen = set(holders.tolist())
-        missing = [i for i, x in enumerate(base) if x not in chosen]
-        if len(base) == self.t + 1 and len(missing) == 1:
-            return weights_without(tuple(self._points[x] for x in base), missing[0])
-        return lagrange_at_zero(tuple(self._points[x] for x in holders.tolist()))
-
-
-class ShareTable:
-    """All shares of one kind that arrived, one row per (dealer, holder).
-
-    Args:
-        edges: who holds whose shares.
-        words: field elements per share.
-        secret_bytes: length of the secret behind them.
-
-    Attributes:
-        edges: as given.
-        words: uint32[edges, words].
-        present: bool[edges].
-    """
-
-    __slots__ = ("edges", "present", "secret_bytes", "words")
-
-    def __init__(self, edges: Edges, *, words: int, secret_bytes: int) -> None:
-        self.edges = edges
-        self.words = np.zeros((len(edges), words), dtype=np.uint32)
-        self.present = np.zeros(len(edges), dtype=np.bool_)
-        self.secret_bytes = secret_bytes
-
-    def put(self, rows: NDArray[np.int32], shares: NDArray[np.uint32]) -> None:
-        """Stores shares at these edges."""
-        self.words[rows] = shares
-        self.present[rows] = True
-
-    def fewest(self, needed: NDArray[np.bool_]) -> int | None:
-        """Shares of the needed dealer with the fewest; None if no dealer is needed."""
-        counts = np.bincount(self.edges.dealer[self.present], minlength=len(needed))[needed]
-        return int(counts.min()) if counts.size else None
-
-    def used_rows(self, dealer: int, t: int) -> NDArray[np.intp]:
-        """The edges of the t lowest holders with a share of this dealer."""
-        edges = self.edges.of_dealer(dealer)
-        rows: NDArray[np.intp] = edges.start + np.flatnonzero(self.present[edges])[:t]
-        return rows
-
-    def secret(self, dealer: int, responders: Responders) -> bytes | None:
-        """The dealer's secret from the t lowest holders; None if the shares do not fit together.
-
-        None here is not an answer but a mismatch, which the caller turns into InvalidShare.
-        """
-        rows = self.used_rows(dealer, responders.t)
-        weights = responders.weights(self.edges.holder[rows])
-        try:
-            return reconstruct(self.words[rows], weights, self.secret_bytes)
-        except Unreconstructable:
-            return None
-
-    def __repr__(self) -> str:
-        return f"ShareTable(<{int(self.present.sum())} secret shares>)"

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -30,6 +29,7 @@ from securefl.errors import (
     InvalidShare,
     InvalidSignature,
     LocalProtocolError,
+    SnapshotError,
     UnexpectedMessage,
     WireError,
 )
@@ -42,6 +42,7 @@ from securefl.protocols.machine import (
     ClientEquivocated,
     Event,
     Outbound,
+    Outbox,
     PhaseClosed,
     Reason,
 )
@@ -49,9 +50,7 @@ from securefl.protocols.secagg.graph import Edges, NeighbourGraph, graph_of, pee
 from securefl.protocols.secagg.keys import KeySchedule
 from securefl.protocols.secagg.masks import sign
 from securefl.protocols.secagg.messages import (
-    B_WORDS,
     CIPHERTEXT_BYTES,
-    S_WORDS,
     Abort,
     AdvertiseKeys,
     EncryptedShares,
@@ -68,13 +67,8 @@ from securefl.protocols.secagg.messages import (
     message_type,
 )
 from securefl.protocols.secagg.params import SIGMA, check_config, guaranteed_honest
-from securefl.protocols.secagg.recovery import (
-    MaskJob,
-    Responders,
-    ShareTable,
-    agreement_key_matches,
-    sum_masks,
-)
+from securefl.protocols.secagg.recovery import MaskJob, agreement_key_matches, sum_masks
+from securefl.protocols.secagg.snapshot import export_server, restore_server
 from securefl.protocols.secagg.transitions import (
     SERVER_PHASES,
     MessageType,
@@ -82,6 +76,8 @@ from securefl.protocols.secagg.transitions import (
     next_server_phase,
     server_row,
 )
+from securefl.protocols.secagg.unmasking import Opening, Unmasking
+from securefl.protocols.snapshot import SecretsToken
 from securefl.round import (
     SERVER,
     Adversary,
@@ -116,25 +112,6 @@ class _Refused(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.name)
         self.reason = reason
-
-
-@dataclass(slots=True, repr=False)
-class _Unmasking:
-    """Shares as they come in.
-
-    Attributes:
-        U3: ids of the survivors, and their positions among the dealers of b and all holders.
-        dropped: U2 \\ U3, the dealers of s.
-        b, s: the shares.
-        needed: bool[dealers] for b and for s: all survivors, and those dropped clients that a
-            survivor shared a mask with.
-    """
-
-    U3: dict[ClientId, int]
-    dropped: tuple[ClientId, ...]
-    b: ShareTable
-    s: ShareTable
-    needed: tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 class SecAggServer:
@@ -179,6 +156,8 @@ class SecAggServer:
         if config.graph_source is GraphSource.SERVER:
             self._maybe_graph = graph_of(config, config.graph_value)
         self._executor = executor
+        self._beacon: bytes | None = None
+        self._sequence = 0
         self._phase = Phase.ADVERTISE_KEYS
         self._session: bytes | None = None
         self._accepted: dict[tuple[MessageType, ClientId], bytes] = {}
@@ -194,15 +173,20 @@ class SecAggServer:
         self._ciphertexts: NDArray[np.uint8] | None = None
         self._survivor_bitmap = b""
         self._total: Words | None = None
-        self._unmasking: _Unmasking | None = None
+        self._unmasking: Unmasking | None = None
         self._result: AggregateSum | None = None
 
     # -- what a driver may ask ------------------------------------------------------------------
 
     @property
     def phase(self) -> Phase:
-        """The phase it is in; DONE and ABORTED are final."""
+        """The phase it is in; DONE, ABORTED and EXPORTED are final."""
         return self._phase
+
+    @property
+    def config_digest(self) -> bytes:
+        """What names the session from its first moment; 32 bytes."""
+        return self._config_digest
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -213,7 +197,7 @@ class SecAggServer:
     @property
     def final(self) -> bool:
         """Whether nothing can change any more."""
-        return self._phase in (Phase.DONE, Phase.ABORTED)
+        return self._phase in (Phase.DONE, Phase.ABORTED, Phase.EXPORTED)
 
     @property
     def expected(self) -> tuple[ClientId, ...]:
@@ -257,10 +241,12 @@ class SecAggServer:
             LocalProtocolError: if the configuration takes no beacon, for a second call, or a value
                 that is not 32 bytes.
         """
+        self._usable()
         if self._config.graph_source is not GraphSource.BEACON or self._maybe_graph is not None:
             raise LocalProtocolError("this session takes no beacon, or has one already")
         if not isinstance(value, bytes) or len(value) != 32:
             raise LocalProtocolError("a beacon's output is 32 bytes")
+        self._beacon = value
         self._maybe_graph = graph_of(self._config, value)
 
     @property
@@ -290,7 +276,9 @@ class SecAggServer:
             InvalidSignature: a frame with a wrong signature where dropping its alleged sender is
                 not due (it has replied already, or the phase collects something else); nothing
                 changes.
+            LocalProtocolError: the state went into a snapshot.
         """
+        self._usable()
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
         u = self._attribute(parsed, kind, sender)
@@ -419,19 +407,10 @@ class SecAggServer:
 
     def _on_unmask_shares(self, u: ClientId, body: Buffer) -> None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table = self._unmasking
         Q = self._graph.peers(u, self._U[1])
-        alive = np.array([v in table.U3 for v in Q], dtype=np.bool_)
+        alive = np.array([v in self._unmasking.U3 for v in Q], dtype=np.bool_)
         message = UnmaskShares.decode(body, alive=alive, own=self._own)
-        row = table.U3[u]
-        b_rows = table.b.edges.of_holder(row)
-        if message.own is not None:
-            is_own = table.b.edges.dealer[b_rows] == row
-            table.b.put(b_rows[is_own], message.own.reshape(1, -1))
-            b_rows = b_rows[~is_own]
-        table.b.put(b_rows[message.readable[alive]], message.b_shares)
-        s_rows = table.s.edges.of_holder(row)
-        table.s.put(s_rows[message.readable[~alive]], message.s_shares)
+        self._unmasking.put(u, message, alive)
 
     def _on_abort(self, u: ClientId, body: Buffer, digest: bytes) -> list[Outbound | Event]:
         """A client leaves. What it sent so far stays: an input that was added is in the sum."""
@@ -448,17 +427,20 @@ class SecAggServer:
 
     # -- closing ----------------------------------------------------------------------------------
 
-    def close_phase(self) -> list[Outbound | Event]:
+    def close_phase(self) -> Sequence[Outbound | Event]:
         """Ends the phase with whoever has replied.
 
         Returns:
-            Frames for the next phase, and events; after UNMASKING the event ``AggregateReady``.
+            Frames for the next phase, and events; after UNMASKING one ``ShareMismatch`` per dealer
+            whose shares contradicted each other, and at last ``AggregateReady``. Each frame is
+            encoded when it is read (:class:`securefl.protocols.machine.Outbox`).
 
         Raises:
-            LocalProtocolError: in DONE and ABORTED, or without the beacon that the graph needs.
+            LocalProtocolError: in DONE, ABORTED and EXPORTED, or without the beacon that the graph
+                needs.
             BelowThreshold: too few are left; phase ABORTED, Abort frames in ``.outbound``.
-            InvalidShare: reconstructed secrets do not match what their dealers published; phase
-                ABORTED, no sum.
+            InvalidShare: reconstructed secrets do not match what their dealers published, and too
+                many shares are wrong to correct them; phase ABORTED, no sum.
         """
         if self.final:
             raise LocalProtocolError(f"close_phase() was called in phase {self._phase}")
@@ -493,7 +475,7 @@ class SecAggServer:
         self._U.append(closed)
         self._replied = set()
         self._phase = next_server_phase(phase, self._config.adversary)
-        return [*events, PhaseClosed(phase=str(phase), members=closed), *out]
+        return out.after([*events, PhaseClosed(phase=str(phase), members=closed)])
 
     def _members(self) -> set[ClientId]:
         """Who would be in the set if the phase closed now. Only unannounced sets are peeled."""
@@ -526,9 +508,7 @@ class SecAggServer:
 
     def _missing_shares(self, members: set[ClientId]) -> BelowThreshold | None:
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table = self._unmasking
-        counts = [table.b.fewest(table.needed[0]), table.s.fewest(table.needed[1])]
-        fewest = min(c for c in counts if c is not None)
+        fewest = self._unmasking.fewest()
         if fewest >= self._config.t:
             return None
         return self._too_few(len(members), fewest, "readable shares")
@@ -547,7 +527,7 @@ class SecAggServer:
             phase=phase,
         )
 
-    def _close_advertise_keys(self, U1: tuple[ClientId, ...]) -> list[Outbound | Event]:
+    def _close_advertise_keys(self, U1: tuple[ClientId, ...]) -> Outbox:
         entries = [self._entry(u) for u in U1]
         raw = [entry.encode() for entry in entries]
         tree = self._keys.roster_tree(raw)
@@ -559,16 +539,16 @@ class SecAggServer:
         if self._config.protocol is Protocol.SECAGG:
             body = KeyRoster(entries=tuple(entries)).encode()
             frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
-            return [Outbound(recipient=u, frame=frame) for u in U1]
+            return Outbox((), U1, lambda _: frame)
         proven = [ProvenEntry(entry, i, tree.path(i)) for i, entry in enumerate(entries)]
-        out: list[Outbound | Event] = []
-        for i, u in enumerate(U1):
-            neighbours = self._edges.holder[self._edges.of_dealer(i)].tolist()
-            shown = tuple(proven[j] for j in sorted([*neighbours, i]))
-            body = NeighbourRoster(size=len(U1), root=tree.root, entries=shown).encode()
-            frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
-            out.append(Outbound(recipient=u, frame=frame))
-        return out
+        edges, place = self._edges, self._place
+
+        def body_of(u: ClientId) -> bytes:
+            neighbours = edges.holder[edges.of_dealer(place[u])].tolist()
+            shown = tuple(proven[j] for j in sorted([*neighbours, place[u]]))
+            return NeighbourRoster(size=len(U1), root=tree.root, entries=shown).encode()
+
+        return self._each(MessageType.KEY_ROSTER, self._config_digest, U1, body_of)
 
     def _entry(self, u: ClientId) -> RosterEntry:
         published = self._advertised[u]
@@ -578,82 +558,73 @@ class SecAggServer:
         signature = self._signatures[MessageType.ADVERTISE_KEYS, u]
         return entry._replace(commitment=published.commitment, signature=signature)
 
-    def _close_share_keys(self, U2: tuple[ClientId, ...]) -> list[Outbound | Event]:
+    def _close_share_keys(self, U2: tuple[ClientId, ...]) -> Outbox:
         assert self._ciphertexts is not None and self._edges is not None  # noqa: S101  # on U1
         assert self._session is not None  # noqa: S101  # on U1
         there = set(U2)
         present = np.array([u in there for u in self._U[0]], dtype=np.bool_)
-        out: list[Outbound | Event] = []
-        for u in U2:
-            # Neighbours are symmetric: the dealers that u holds shares of are exactly P.
-            rows = self._edges.of_holder(self._place[u])
-            over_P = present[self._edges.dealer[rows]]
-            message = ShareDelivery(
-                present=over_P, ciphertexts=[self._ciphertexts[rows[over_P]].tobytes()]
-            )
-            frame = self._frame(MessageType.SHARE_DELIVERY, message.encode(), self._session)
-            out.append(Outbound(recipient=u, frame=frame))
-        self._ciphertexts = None
-        return out
+        ciphertexts, edges, place = self._ciphertexts, self._edges, self._place
 
-    def _close_masked_input(self, U3: tuple[ClientId, ...]) -> list[Outbound | Event]:
+        def body_of(u: ClientId) -> bytes:
+            # Neighbours are symmetric: the dealers that u holds shares of are exactly P.
+            rows = edges.of_holder(place[u])
+            over_P = present[edges.dealer[rows]]
+            message = ShareDelivery(
+                present=over_P, ciphertexts=[ciphertexts[rows[over_P]].tobytes()]
+            )
+            return message.encode()
+
+        self._ciphertexts = None
+        return self._each(MessageType.SHARE_DELIVERY, self._session, U2, body_of)
+
+    def _close_masked_input(self, U3: tuple[ClientId, ...]) -> Outbox:
         assert self._session is not None and self._edges is not None  # noqa: S101  # on U1
         there = set(U3)
         self._unmasking = self._tables(U3)
-        out: list[Outbound | Event] = []
+        edges, place = self._edges, self._place
+        self._edges = None
         if self._active:
             notice = SurvivorNotice(
                 alive=np.array([u in there for u in self._config.cohort], dtype=np.bool_)
             )
             self._survivor_bitmap = notice.encode()
             frame = self._frame(MessageType.SURVIVOR_NOTICE, self._survivor_bitmap, self._session)
-            out += [Outbound(recipient=u, frame=frame) for u in U3]
-        else:
-            alive = np.array([u in there for u in self._U[0]], dtype=np.bool_)
-            for u in U3:
-                rows = self._edges.of_holder(self._place[u])
-                message = UnmaskRequest(size=len(U3), alive=alive[self._edges.dealer[rows]])
-                frame = self._frame(MessageType.UNMASK_REQUEST, message.encode(), self._session)
-                out.append(Outbound(recipient=u, frame=frame))
-        self._edges = None
-        return out
+            return Outbox((), U3, lambda _: frame)
+        alive = np.array([u in there for u in self._U[0]], dtype=np.bool_)
 
-    def _tables(self, U3: tuple[ClientId, ...]) -> _Unmasking:
+        def body_of(u: ClientId) -> bytes:
+            rows = edges.of_holder(place[u])
+            return UnmaskRequest(size=len(U3), alive=alive[edges.dealer[rows]]).encode()
+
+        return self._each(MessageType.UNMASK_REQUEST, self._session, U3, body_of)
+
+    def _tables(self, U3: tuple[ClientId, ...]) -> Unmasking:
         """Room for all shares that the survivors will be asked for."""
-        there = set(U3)
-        dropped = tuple(u for u in self._U[1] if u not in there)
-        b = Edges(self._graph, U3, U3, own=self._own)
-        s = Edges(self._graph, dropped, U3)
-        return _Unmasking(
-            U3={u: i for i, u in enumerate(U3)},
-            dropped=dropped,
-            b=ShareTable(b, words=B_WORDS, secret_bytes=16),
-            s=ShareTable(s, words=S_WORDS, secret_bytes=32),
-            needed=(np.ones(len(U3), dtype=np.bool_), s.counts > 0),
-        )
+        return Unmasking(self._graph, self._U[1], U3, own=self._own)
 
-    def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> list[Outbound | Event]:
+    def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> Outbox:
         assert self._session is not None  # noqa: S101  # on U1
         signed = set(U4)
-        out: list[Outbound | Event] = []
-        for u in U4:
+        signatures, graph = self._signatures, self._graph
+
+        def body_of(u: ClientId) -> bytes:
             # At least t signatures for everybody: t holders of b_u were just found among U4.
             message = SignedUnmaskRequest(
                 signatures=tuple(
-                    (v, self._signatures[MessageType.SURVIVOR_SIGNATURE, v])
-                    for v in self._graph.peers(u, signed)
+                    (v, signatures[MessageType.SURVIVOR_SIGNATURE, v])
+                    for v in graph.peers(u, signed)
                 )
             )
-            frame = self._frame(MessageType.UNMASK_REQUEST, message.encode(), self._session)
-            out.append(Outbound(recipient=u, frame=frame))
-        return out
+            return message.encode()
 
-    def _close_unmasking(self, U5: tuple[ClientId, ...]) -> list[Outbound | Event]:
+        return self._each(MessageType.UNMASK_REQUEST, self._session, U4, body_of)
+
+    def _close_unmasking(self, U5: tuple[ClientId, ...]) -> Outbox:
         """Section by section: reconstruct, verify, expand, subtract."""
         assert self._total is not None  # noqa: S101  # U3 is not empty
-        seeds, mask_keys = self._recover()
+        opened = self._recover()
         masks = sum_masks(
-            self._mask_jobs(seeds, mask_keys),
+            self._mask_jobs(opened.seeds, opened.mask_keys),
             self._config.m,
             ring_dtype(self._config.modulus),
             self._executor,
@@ -665,57 +636,35 @@ class SecAggServer:
             vector=RingVector(self._total, self._config.modulus),
             survivors=U3,
             min_honest=guaranteed_honest(self._config, len(U3), sigma=self._sigma),
+            mismatched_pairs=opened.pairs,
             verified=True,
             transcript_digest=self._transcript_digest(),
         )
         self._wipe()
-        return [AggregateReady(aggregate=self._result)]
+        return Outbox([*opened.mismatches, AggregateReady(aggregate=self._result)])
 
-    def _recover(self) -> tuple[dict[ClientId, bytes], dict[ClientId, bytes]]:
-        """b_u of every survivor and s_sk of every dropout, each checked.
+    def _recover(self) -> Opening:
+        """b_u of every survivor and s_sk of every dropout, each checked; shares that did not fit.
 
         Raises:
-            InvalidShare: with all (dealer, holder) pairs that were used for a secret that failed.
-                Who of dealer and holders lied cannot be told, so nobody is named as culprit.
+            InvalidShare: with all (dealer, holder) pairs of secrets that could not be had, and all
+                that were found wrong elsewhere. Who of dealers and holders lied cannot be told, so
+                nobody is named as culprit.
         """
         assert self._unmasking is not None  # noqa: S101  # made when U3 was closed
-        table = self._unmasking
-        U3 = self._U[2]
-        points = [1 + self._config.cohort.index(u) for u in U3]
-        responders = Responders(points, self._answered(table), self._config.t)
-        seeds: dict[ClientId, bytes] = {}
-        mask_keys: dict[ClientId, bytes] = {}
-        pairs: list[tuple[ClientId, ClientId]] = []
-        for shares, dealers, needed, check, secrets in (
-            (table.b, U3, table.needed[0], self._seed_matches, seeds),
-            (table.s, table.dropped, table.needed[1], self._mask_key_matches, mask_keys),
-        ):
-            for place in np.flatnonzero(needed).tolist():
-                dealer = dealers[place]
-                secret = shares.secret(place, responders)
-                if secret is None or not check(dealer, secret):
-                    rows = shares.used_rows(place, self._config.t)
-                    pairs += [(dealer, U3[i]) for i in shares.edges.holder[rows]]
-                else:
-                    secrets[dealer] = secret
-        if pairs:
-            dealers_failed = sorted({dealer for dealer, _ in pairs})
+        opened = self._unmasking.open(self._config, self._seed_matches, self._mask_key_matches)
+        if opened.failed:
             outbound = self._abort(Reason.INVALID_SHARE)
+            dealers = sorted({dealer for dealer, _ in opened.failed})
             raise InvalidShare(
-                f"the secrets of clients {dealers_failed[:10]} do not match what they published: "
-                "the dealer or one of the share holders gave wrong values; no sum was opened, "
-                "run a new round",
+                f"the secrets of clients {dealers[:10]} do not match what they published, and too "
+                "many shares are wrong to correct them: the dealers or their share holders gave "
+                "wrong values; no sum was opened, run a new round",
                 culprits=(),
-                pairs=pairs,
+                pairs=sorted({*opened.failed, *opened.pairs}),
                 outbound=outbound,
             )
-        return seeds, mask_keys
-
-    @staticmethod
-    def _answered(table: _Unmasking) -> list[int]:
-        """Positions in U3 of everybody who gave a share."""
-        given = [t.edges.holder[t.present] for t in (table.b, table.s)]
-        return np.unique(np.concatenate(given)).tolist()  # type: ignore[no-any-return]
+        return opened
 
     def _seed_matches(self, u: ClientId, b_u: bytes) -> bool:
         published = self._advertised[u]
@@ -727,21 +676,19 @@ class SecAggServer:
 
     def _mask_jobs(
         self, seeds: dict[ClientId, bytes], mask_keys: dict[ClientId, bytes]
-    ) -> list[MaskJob]:
-        """What separates Σ y from Σ x: all self masks, and pair masks without a partner."""
+    ) -> Iterator[MaskJob]:
+        """What separates Σ y from Σ x: all self masks, and pair masks without a partner.
+
+        One at a time: all D(n - D) together would outweigh the vectors.
+        """
         assert self._session is not None  # noqa: S101  # set when U1 was closed
         session, labels = self._session, self._keys
-        jobs = [
-            MaskJob(-1, b_u, b"", session, labels.self_mask_info(u)) for u, b_u in seeds.items()
-        ]
-        jobs += [
-            MaskJob(
-                -sign(u, d), s_sk, self._advertised[u].s_pk, session, labels.pair_mask_info(u, d)
-            )
-            for d, s_sk in mask_keys.items()
-            for u in self._graph.peers(d, seeds.keys())
-        ]
-        return jobs
+        for u, b_u in seeds.items():
+            yield MaskJob(-1, b_u, b"", session, labels.self_mask_info(u))
+        for d, s_sk in mask_keys.items():
+            for u in self._graph.peers(d, seeds.keys()):
+                s_pk, info = self._advertised[u].s_pk, labels.pair_mask_info(u, d)
+                yield MaskJob(-sign(u, d), s_sk, s_pk, session, info)
 
     def _transcript_digest(self) -> bytes:
         """SHA-256(dst(16), then per accepted frame: u8 type, u32 sender, SHA-256 of the frame)."""
@@ -758,7 +705,73 @@ class SecAggServer:
             ),
         )
 
+    def snapshot(
+        self,
+        storage_key: bytes,
+        allow_secrets: SecretsToken,
+        *,
+        outbound: Sequence[Outbound] = (),
+    ) -> bytes:
+        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
+
+        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
+        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
+        the same.
+
+        Args:
+            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
+            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
+            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
+
+        Raises:
+            TypeError: without the token.
+            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
+            LocalProtocolError: for a second snapshot of one machine.
+        """
+        self._usable()
+        blob = export_server(self, storage_key, allow_secrets, outbound)
+        self._phase = Phase.EXPORTED
+        self._wipe()
+        return blob
+
+    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
+        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
+
+        Args:
+            storage_key: as given to :meth:`snapshot`.
+            blob: what it returned.
+            sequence: number of the newest snapshot, as the store has it.
+
+        Returns:
+            The frames to send again, byte for byte; whoever has them already ignores them.
+
+        Raises:
+            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
+                machine is ABORTED then: starting over could answer twice.
+            ConfigurationError: if the storage key is not 32 bytes.
+            LocalProtocolError: if this machine was used before.
+        """
+        if not self._fresh:
+            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
+        try:
+            return restore_server(self, storage_key, blob, sequence)
+        except SnapshotError:
+            self._phase = Phase.ABORTED
+            self._wipe()
+            raise
+
+    @property
+    def _fresh(self) -> bool:
+        untouched = not self._accepted and not self._gone and not self._sequence
+        return self._phase is Phase.ADVERTISE_KEYS and untouched
+
     # -- ends -------------------------------------------------------------------------------------
+
+    def _usable(self) -> None:
+        if self._phase is Phase.EXPORTED:
+            raise LocalProtocolError(
+                "this machine's state went into a snapshot: go on with one restored from it"
+            )
 
     def _frame(self, kind: MessageType, body: bytes, session: bytes) -> bytes:
         return encode_frame(
@@ -771,6 +784,16 @@ class SecAggServer:
                 body=body,
             )
         )
+
+    def _each(
+        self,
+        kind: MessageType,
+        session: bytes,
+        clients: tuple[ClientId, ...],
+        body_of: Callable[[ClientId], bytes],
+    ) -> Outbox:
+        """A frame for each client, with a body of its own."""
+        return Outbox((), clients, lambda u: self._frame(kind, body_of(u), session))
 
     def _abort(self, reason: Reason) -> list[Outbound]:
         """Ends the session and tells those who still wait for something."""

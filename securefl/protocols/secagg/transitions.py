@@ -44,7 +44,11 @@ class MessageType(IntEnum):
 
 
 class Phase(StrEnum):
-    """Steps of the protocol; the value is the lower-case name that errors and drivers use."""
+    """Steps of the protocol; the value is the lower-case name that errors and drivers use.
+
+    DONE and ABORTED end a session. EXPORTED ends one object: its state went into a snapshot, and
+    the session goes on with the machine that is restored from it.
+    """
 
     ADVERTISE_KEYS = "advertise_keys"
     SHARE_KEYS = "share_keys"
@@ -53,6 +57,7 @@ class Phase(StrEnum):
     UNMASKING = "unmasking"
     DONE = "done"
     ABORTED = "aborted"
+    EXPORTED = "exported"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +169,12 @@ _SERVER_BY_PHASE = {row.phase: row for row in SERVER_PHASES}
 
 
 def client_row(phase: Phase) -> ClientRow | None:
-    """The client's row of a phase; None for DONE and ABORTED, which accept nothing."""
+    """The client's row of a phase; None for the three that accept nothing."""
     return _CLIENT_BY_PHASE.get(phase)
 
 
 def server_row(phase: Phase) -> ServerRow | None:
-    """The server's row of a phase; None for DONE and ABORTED."""
+    """The server's row of a phase; None for the three that accept nothing."""
     return _SERVER_BY_PHASE.get(phase)
 
 

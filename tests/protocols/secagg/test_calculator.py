@@ -21,7 +21,12 @@ from securefl.protocols.secagg.calculator import (
     parameters,
     plan_round,
 )
-from securefl.protocols.secagg.params import SecAggParams
+from securefl.protocols.secagg.params import (
+    SecAggParams,
+    corrupt_neighbours,
+    dropped_neighbours,
+    ring_stays_connected,
+)
 from securefl.round import Adversary, Layout, ThreatModel
 
 SEMI, ACTIVE = Adversary.SEMI_HONEST, Adversary.ACTIVE
@@ -270,6 +275,55 @@ def test_every_answer_keeps_the_rules_of_the_threat_model(
     else:
         assert (found.k, found.c_star, found.t_max) == (n - 1, A, n - 1 - D)
         assert found.min_honest == n - D - A
+
+
+@settings(max_examples=200)
+@given(
+    n=st.integers(3, 600),
+    sigma=st.integers(1, 100),
+    eta=st.integers(1, 60),
+    data=st.data(),
+)
+def test_the_calculator_and_the_machines_draw_the_same_lines(
+    n: int, sigma: int, eta: int, data: st.DataObject
+) -> None:
+    """Floating-point tails here, whole numbers in the machines' own check; no line differs."""
+    k = data.draw(st.integers(1, n - 1))
+    A, D = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n - 1))
+    corrupt = _quantile(n - 1, A, k, -(sigma + 1) - math.log2(n)).x
+    gone = _quantile(n - 1, D, k, -eta - math.log2(n)).x
+    assert corrupt_neighbours(n, k, A, sigma=sigma) == corrupt
+    assert dropped_neighbours(n, k, D, eta=eta) == gone
+    B = data.draw(st.integers(0, n - 2))
+    apart = k <= B and _log2_disconnected(n, B)[k] >= -(sigma + 1)
+    assert ring_stays_connected(n, k, B, sigma=sigma) is not bool(apart)
+
+
+@settings(max_examples=60)
+@given(st.integers(4, 400), st.data(), st.sampled_from([SEMI, ACTIVE]))
+def test_the_machines_accept_what_the_calculator_chooses_and_nothing_weaker(
+    n: int, data: st.DataObject, adversary: Adversary
+) -> None:
+    A, D = data.draw(st.integers(1, n)), data.draw(st.integers(0, n))
+    model = ThreatModel(adversary=adversary, corrupt=A, dropped=D)
+    try:
+        found = parameters(n, model)
+    except ConfigurationError:
+        return
+    if found.graph is GraphKind.COMPLETE:
+        SecAggParams.complete(n, model, t=found.t)
+        below = SecAggParams.complete
+        more: dict[str, int] = {}
+    else:
+        params = SecAggParams.harary(n, model, k=found.k, t=found.t)
+        assert params.n_min == found.n_min
+        assert SecAggParams.harary(n, model, k=found.k).t == found.t_max
+        below = SecAggParams.harary
+        more = {"k": found.k}
+    with pytest.raises(ConfigurationError):
+        below(n, model, t=found.t - 1, **more)
+    with pytest.raises(ConfigurationError):
+        below(n, model, t=found.t_max + 1, **more)
 
 
 def test_a_self_share_rule_would_be_off_by_one_and_is_not_used() -> None:

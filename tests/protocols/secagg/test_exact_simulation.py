@@ -112,6 +112,9 @@ HOLDS = {
     "n=3, R=4, one dropped, its input arrives late": Setting(3, 2, dropped=[1]),
     "n=3, R=2, one corrupt": Setting(3, 1, corrupt=[0]),
     "n=4, R=2, one dropped, one corrupt": Setting(4, 1, dropped=[3], corrupt=[1]),
+    "ring of four, R=2, one dropped": Setting(
+        4, 1, edges=[(0, 1), (1, 2), (2, 3), (0, 3)], dropped=[1]
+    ),
 }
 FAILS = {
     "no self masks, a late input": Setting(3, 1, dropped=[1], self_masks=False),

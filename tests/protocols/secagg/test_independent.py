@@ -165,6 +165,8 @@ class Second:
         up: every client's frames, by (client, phase).
         down: the server's, by (client, phase that they open).
         total, transcript: the sum and the transcript digest.
+        shares: by (dealer, holder), of b and of s.
+        near: everybody's neighbours, ascending.
         session: the session id.
     """
 
@@ -214,7 +216,8 @@ class Second:
             self.down[u, "share_keys"] = w.frame(2, server, digest, body)
         self.session = session = H(w.dst(3), digest, u32(n), mth(leaves))
 
-        shares: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        self.near, self.wire = near, w
+        self.shares = shares = dict[tuple[int, int], tuple[bytes, bytes]]()
         sealed: dict[tuple[int, int], bytes] = {}
         for u, p in parties.items():
             b_rows, s_rows = p.coefficients(t, 5), p.coefficients(t, 9)
@@ -267,10 +270,15 @@ class Second:
             self.up[u, "unmasking"] = w.frame(9, u, session, body)
 
         self.total = [sum(inputs[u][i] for u in U3) % 2**b for i in range(m)]
+        self.transcript = self.transcript_of(self.up)
+
+    def transcript_of(self, up: dict[tuple[int, str], bytes]) -> bytes:
+        """The digest over these frames of the clients."""
+        w = self.wire
         order = ["advertise_keys", "share_keys", "masked_input_collection", "consistency_check"]
         kinds = dict(zip([*order, "unmasking"], [1, 3, 5, 7, 9], strict=True))
-        records = sorted((kinds[phase], u, f) for (u, phase), f in self.up.items())
-        self.transcript = H(w.dst(16), *(bytes([kind]) + u32(u) + H(f) for kind, u, f in records))
+        records = sorted((kinds[phase], u, f) for (u, phase), f in up.items())
+        return H(w.dst(16), *(bytes([kind]) + u32(u) + H(f) for kind, u, f in records))
 
 
 VARIANTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,14 +14,15 @@ from securefl.modular import RingVector
 from securefl.protocols.secagg.calculator import modulus_bits
 from securefl.protocols.secagg.sizes import (
     SessionShape,
+    Traffic,
     audit_path_length,
     expansion,
     traffic,
 )
 from securefl.protocols.secagg.transitions import MessageType
-from securefl.round import Adversary, Layout
+from securefl.round import Adversary, ClientId, Layout
 from securefl.simulation.network import Direction, InMemoryNetwork
-from securefl.simulation.session import run_session
+from securefl.simulation.session import SessionResult, run_session
 from securefl.wire import decode_frame
 
 ACTIVE = Adversary.ACTIVE
@@ -30,47 +32,86 @@ NAMES = {
     MessageType.ENCRYPTED_SHARES: "EncryptedShares",
     MessageType.SHARE_DELIVERY: "ShareDelivery",
     MessageType.MASKED_INPUT: "MaskedInput",
+    MessageType.SURVIVOR_NOTICE: "SurvivorNotice",
+    MessageType.SURVIVOR_SIGNATURE: "SurvivorSignature",
     MessageType.UNMASK_REQUEST: "UnmaskRequest",
     MessageType.UNMASK_SHARES: "UnmaskShares",
 }
 
 
-@settings(max_examples=15, deadline=None)
+def played(bench: Any, b: int, gone: tuple[ClientId, ...]) -> SessionResult:
+    """A real session over the in-memory network; ``gone`` vanish before their masked input."""
+    return run_session(
+        bench.server,
+        bench.clients,
+        {u: RingVector(v.values, 1 << b) for u, v in bench.vectors.items()},
+        network=InMemoryNetwork(),
+        drops={"masked_input_collection": gone},
+    )
+
+
+def assert_frames(result: SessionResult, u: ClientId, model: Traffic) -> None:
+    """Every frame that u sent and received is as long as the model says, and no other came."""
+    for direction, expected in ((Direction.UP, model.upload), (Direction.DOWN, model.download)):
+        frames = [e for e in result.transcript if e.client == u and e.direction is direction]
+        sent = {NAMES[MessageType(decode_frame(e.frame).type)]: len(e.frame) for e in frames}
+        assert len(sent) == len(frames)
+        assert sent == dict(expected)
+    assert result.bytes_up[u] == model.upload_bytes
+    assert result.bytes_down[u] == model.download_bytes
+
+
+@settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(4, 20),
     m=st.integers(0, 40),
     b=st.integers(1, 64),
     layout=st.sampled_from(Layout),
+    active=st.booleans(),
     data=st.data(),
 )
 def test_the_model_is_the_length_of_every_frame_of_a_real_session(
-    secagg, n: int, m: int, b: int, layout: Layout, data: st.DataObject
+    secagg, n: int, m: int, b: int, layout: Layout, active: bool, data: st.DataObject
 ) -> None:
-    dropped = data.draw(st.integers(0, max(0, n - 4)))
-    bench = secagg.make(n, m=m, b=b, D=max(dropped, 1), layout=layout)
+    # Against an active server t > (h + 1)/2 holders must be left.
+    most = (n - 4) // 2 if active else n - 4
+    dropped = data.draw(st.integers(0, max(0, most)))
+    D = max(dropped, 0 if active else 1)
+    bench = secagg.make(n, m=m, b=b, D=D, layout=layout, active=active)
     gone = tuple(bench.config.cohort.ids[:dropped])
-    inputs = {u: RingVector(v.values, 1 << b) for u, v in bench.vectors.items()}
-    result = run_session(
-        bench.server,
-        bench.clients,
-        inputs,
-        network=InMemoryNetwork(),
-        drops={"masked_input_collection": gone},
-    )
-    model = traffic(SessionShape(n=n, k=n - 1, m=m, b=b, layout=layout), dropped=dropped)
+    result = played(bench, b, gone)
+    adversary = bench.config.adversary
+    shape = SessionShape(n=n, k=n - 1, m=m, b=b, layout=layout, adversary=adversary)
+    model = traffic(shape, dropped=dropped)
+    assert tuple(bench.config.cohort.ids[dropped:]) == result.survivors.U5
+    for u in result.survivors.U5:
+        assert_frames(result, u, model)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(8, 24),
+    m=st.integers(0, 40),
+    b=st.integers(1, 64),
+    active=st.booleans(),
+    data=st.data(),
+)
+def test_the_model_is_the_length_of_every_frame_on_a_ring_too(
+    secagg, n: int, m: int, b: int, active: bool, data: st.DataObject
+) -> None:
+    """Each client with the audit paths of its own neighbourhood."""
+    dropped = data.draw(st.integers(0, 1))
+    k = 2 * data.draw(st.integers(3, (n - 2) // 2))
+    bench = secagg.make(n, m=m, b=b, k=k, D=1, active=active)
+    ids = list(bench.config.cohort.ids)
+    gone = tuple(data.draw(st.permutations(ids))[:dropped])
+    result = played(bench, b, gone)
+    shape = SessionShape(n=n, k=k, m=m, b=b, adversary=bench.config.adversary)
     for u in result.survivors.U5 or ():
-        for direction, expected in (
-            (Direction.UP, model.upload),
-            (Direction.DOWN, model.download),
-        ):
-            sent = {
-                NAMES[MessageType(decode_frame(e.frame).type)]: len(e.frame)
-                for e in result.transcript
-                if e.client == u and e.direction is direction
-            }
-            assert sent == dict(expected)
-        assert result.bytes_up[u] == model.upload_bytes
-        assert result.bytes_down[u] == model.download_bytes
+        near = bench.server._graph.peers(u, ids)
+        paths = tuple(audit_path_length(ids.index(v), n) for v in (u, *near))
+        missing = sum(v in gone for v in near)
+        assert_frames(result, u, traffic(shape, dropped=missing, path_lengths=paths))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,41 @@ def test_the_documentation_shows_these_tables() -> None:
     text = page.read_text()
     assert client_table() in text
     assert server_table() in text
+
+
+DRAWN = Path(__file__).parents[3] / "docs" / "_build" / "state_diagrams.py"
+
+
+@pytest.fixture(scope="module")
+def drawing() -> Any:
+    spec = importlib.util.spec_from_file_location("securefl_state_diagrams", DRAWN)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_state_diagrams_are_what_the_tables_give_now(drawing: Any) -> None:
+    page = Path(__file__).parents[3] / "docs" / "explanation" / "secure-aggregation.md"
+    for path, content in drawing.pictures().items():
+        assert path.read_text("utf-8") == content, f"run python {DRAWN.name} in docs/_build"
+        assert f"({path.name})" in page.read_text()
+
+
+def test_the_state_diagrams_follow_the_tables(drawing: Any) -> None:
+    """A table with one phase less, and one with another message, give other pictures."""
+    steps = drawing.client_steps()
+    whole = drawing.diagram("x", steps, "y")
+    for row in CLIENT:
+        assert f">{row.phase.name}<" in whole
+        assert f"→ {row.emits.name}<" in whole
+    shorter = [step for step in steps if step.phase is not Phase.CONSISTENCY_CHECK]
+    shorter[2] = replace(shorter[2], then={Adversary.SEMI_HONEST: Phase.UNMASKING})
+    without = drawing.diagram("x", shorter, "y")
+    assert "CONSISTENCY_CHECK" not in without
+    assert "stroke-dasharray" in whole
+    assert "stroke-dasharray" not in without
 
 
 def test_a_frame_that_no_type_has_is_refused(secagg: Any) -> None:
