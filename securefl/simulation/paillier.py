@@ -71,6 +71,18 @@ class PaillierParties:
     clients: Mapping[ClientId, PaillierClient]
     parties: Mapping[ClientId, Witness | KeyHolder | ShareHolder]
 
+    @property
+    def names(self) -> dict[ClientId, str]:
+        """What each party is, for people."""
+        words = {Witness: "witness", KeyHolder: "key holder", ShareHolder: "share holder"}
+        counts: dict[str, int] = {}
+        names = {}
+        for u, machine in self.parties.items():
+            word = words[type(machine)]
+            counts[word] = counts.get(word, 0) + 1
+            names[u] = f"{word} {counts[word]}"
+        return names
+
 
 @lru_cache(maxsize=1)
 def _key_holder_key() -> SecretKey:
