@@ -26,6 +26,7 @@ from rich.table import Table
 import securefl
 from securefl.config import RunConfig, load_config, load_preset, preset_names
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+from securefl.paillier_cli import paillier
 from securefl.plan_cli import plan
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def train(
 
 
 app.command()(plan)
+app.add_typer(paillier, name="paillier")
 
 
 def _settings(

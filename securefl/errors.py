@@ -17,6 +17,7 @@ __all__ = [
     "ConfigurationError",
     "DataNotFound",
     "DecryptionFailed",
+    "DecryptionRefused",
     "Equivocation",
     "InvalidShare",
     "InvalidSignature",
@@ -83,6 +84,25 @@ class InvalidSignature(PeerProtocolError):
 
 class DecryptionFailed(PeerProtocolError):
     """Too few of the shares addressed to this client could be opened."""
+
+
+class DecryptionRefused(PeerProtocolError):
+    """A decider's policy said no: what it was asked to open is not a sum it agrees to.
+
+    Attributes:
+        reason: the code, upper case, e.g. ``TOO_FEW``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        culprits: Iterable[int],
+        outbound: Iterable[object] = (),
+    ) -> None:
+        super().__init__(message, culprits=culprits, outbound=outbound)
+        self.reason = reason
 
 
 class InvalidShare(PeerProtocolError):

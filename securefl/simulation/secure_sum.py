@@ -16,7 +16,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +48,14 @@ from securefl.round import (
     ThreatModel,
 )
 from securefl.simulation.network import Direction
+from securefl.simulation.paillier import Trust, paillier_session
 from securefl.simulation.session import run_session
 
 __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
-_PROTOCOLS = ("secagg", "secagg+", "lightsecagg")
+_PROTOCOLS = ("secagg", "secagg+", "lightsecagg", *Trust)
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
@@ -65,14 +67,15 @@ class TranscriptRecord:
     Attributes:
         phase: lower-case name of the phase.
         direction: "up" to the server, "down" from it.
-        sender, recipient: the caller's client id, or "server".
+        sender, recipient: the caller's client id, "server", or with Paillier "witness 1",
+            "key holder 1" or "share holder 1" and so on.
         frame: the bytes.
     """
 
     phase: str
     direction: Direction
-    sender: int | Literal["server"]
-    recipient: int | Literal["server"]
+    sender: int | str
+    recipient: int | str
     frame: bytes
 
 
@@ -129,24 +132,30 @@ def secure_sum(
         protocol: "secagg" (every client shares masks with every other), "secagg+" (with
             ``degree`` others on a random ring; one client in twenty, at least one, may collude) or
             "lightsecagg" (coded shares of one mask per client; half of the clients may collude, or
-            ``threshold`` - 2 if that is less, or what an active adversary leaves).
+            ``threshold`` - 2 if that is less, or what an active adversary leaves), "paillier" (a
+            key holder opens what a witness has checked; one client may collude) or
+            "paillier-threshold" (4 of 5 share holders open). With Paillier the server may always
+            lie, and this process makes a key of 2048 bits for itself, which takes seconds once.
         adversary: "semi-honest": the server follows the protocol and may collude with fewer than
             ``threshold`` - 1 clients. "active": it may also tell each client something else, and
             collude with at most 2 (``threshold`` - 1) - n; one more phase, signed messages.
         drop: phase ("advertise_keys", "share_keys", "masked_input_collection", with an active
             adversary "consistency_check", "unmasking"; in "lightsecagg" "share_masks" for the
-            second and "recovery" for the last) to the clients that vanish before they send that
-            phase's message.
+            second and "recovery" for the last; with Paillier "check_in",
+            "masked_input_collection") to the clients that vanish before they send that phase's
+            message.
         threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1 (more
             where an active adversary needs more). In "secagg" the secret sharing threshold is one
             less. In "secagg+" it counts until the vectors are in; after that every client needs
             enough of its neighbours.
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
         bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" the bits of an entry,
-            so few that no sum wraps around 2^31 - 1; default the most.
-        processes: worker processes in which the server expands masks, 1..256; 1 has none. The sum
-            is the same. Pays off for many dropouts and long vectors. Workers import the calling
-            script, which therefore needs an ``if __name__ == "__main__":`` guard.
+            so few that no sum wraps around 2^31 - 1; default the most. With Paillier the sum of
+            all vectors must fit a slot of 62 bits.
+        processes: worker processes in which the server expands masks, 1..256; 1 has none, and must
+            be 1 with Paillier, which has no masks. The sum is the same. Pays off for many dropouts
+            and long vectors. Workers import the calling script, which therefore needs an
+            ``if __name__ == "__main__":`` guard.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
@@ -177,7 +186,6 @@ def secure_sum(
     outside = _client_ids(vectors)
     bits = _entry_bits(len(outside), protocol, bits)
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
-    params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
     integers = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
     lengths = {c: len(integers[inside[c]]) for c in outside}
     m = lengths[outside[0]]
@@ -187,20 +195,30 @@ def secure_sum(
             f"all vectors need one length: client {outside[0]} has {m} entries, "
             f"client {odd[0]} has {lengths[odd[0]]}"
         )
-    config = _config(params, Cohort.of(inside.values()), m, bits)
-    ring = {u: RingVector(vector.values, config.modulus) for u, vector in integers.items()}
-    with _pool(_whole("processes", processes, least=1, most=256)) as executor:
-        server, clients = _machines(
-            config,
-            # The caller chose the threshold for all clients: none of them has a policy of its own.
-            ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph),
-            executor,
+    workers = _whole("processes", processes, least=1, most=256)
+    cohort = Cohort.of(inside.values())
+    # The caller chose the threshold for all clients: none of them has a policy of its own.
+    policy = ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph)
+    with _pool(workers) as executor:
+        if protocol in set(Trust):
+            session = _encrypted(
+                Trust(protocol), cohort, policy, threshold, degree, workers, m, bits
+            )
+        else:
+            params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
+            config = _config(params, cohort, m, bits)
+            session = _Session(config, *_machines(config, policy, executor))
+        modulus = session.config.modulus
+        ring = {u: RingVector(vector.values, modulus) for u, vector in integers.items()}
+        drops = _drops(drop, inside, session.server.phases)
+        result = run_session(
+            session.server, session.clients, ring, parties=session.parties, drops=drops
         )
-        drops = _drops(drop, inside, server.phases)
-        result = run_session(server, clients, ring, drops=drops)
 
-    def name(u: ClientId) -> int | Literal["server"]:
-        return "server" if u == SERVER else outside[u]
+    def name(u: ClientId) -> int | str:
+        if u == SERVER:
+            return "server"
+        return outside[u] if u in session.clients else session.names[u]
 
     return SecureSum(
         sum=result.aggregate.vector.values.astype(np.uint64),
@@ -240,6 +258,48 @@ def _client_ids(vectors: Mapping[int, Vector]) -> list[int]:
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+class _Session(NamedTuple):
+    """One session's machines; ``names`` says what the parties without an input are."""
+
+    config: RoundConfig
+    server: ServerMachine
+    clients: Mapping[ClientId, ClientMachine]
+    parties: Mapping[ClientId, ClientMachine] = MappingProxyType({})
+    names: Mapping[ClientId, str] = MappingProxyType({})
+
+
+def _encrypted(
+    trust: Trust,
+    cohort: Cohort,
+    policy: ClientPolicy,
+    threshold: int | None,
+    degree: int | None,
+    workers: int,
+    m: int,
+    bits: int,
+) -> _Session:
+    """A Paillier session, in which the server may always lie."""
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; {str(trust)!r} has no graph'
+        )
+    if workers != 1:
+        raise ConfigurationError(f"processes must be 1 with {str(trust)!r}, found {workers}")
+    n = len(cohort)
+    wanted = default_threshold(n) if threshold is None else threshold
+    made = paillier_session(
+        trust,
+        cohort,
+        round_id=RoundId(0),
+        alive=_whole("threshold", wanted, least=3, most=n),
+        m=m,
+        b=bits,
+        context_digest=_CONTEXT,
+        policy=policy,
+    )
+    return _Session(made.config, made.server, made.clients, made.parties, made.names)
 
 
 def _entry_bits(n: int, protocol: str, bits: int | None) -> int:

@@ -93,6 +93,7 @@ def run_session(
     clients: Mapping[ClientId, ClientMachine],
     inputs: Inputs,
     *,
+    parties: Mapping[ClientId, ClientMachine] = MappingProxyType({}),
     network: InMemoryNetwork | None = None,
     drops: Mapping[str, Collection[ClientId]] = MappingProxyType({}),
     on_phase: Callable[[str, Sequence[Event]], None] | None = None,
@@ -106,8 +107,9 @@ def run_session(
         clients: fresh machines by id; cohort members that are not here are absent from the start.
         inputs: by client, or a function that makes them. It is called once per client, exactly
             when that client's machine has its shares and is about to send the masked input.
+        parties: others who take part and give no input, by id: witnesses, holders of keys.
         network: what carries the frames; default: everything arrives, in order, once.
-        drops: phase name -> clients that vanish before they send that phase's message.
+        drops: phase name -> clients and parties that vanish before they send that phase's message.
         on_phase: told after each closed phase: its name, and the events of closing it.
         compute_for_dropped: also call ``inputs`` for a client that vanishes in
             ``masked_input_collection``; its input is thrown away.
@@ -125,7 +127,8 @@ def run_session(
     """
     driver = _Driver(
         server=server,
-        clients=dict(clients),
+        clients={**clients, **parties},
+        without_input=frozenset(parties),
         inputs=inputs,
         network=network if network is not None else InMemoryNetwork(),
         drops={phase: frozenset(ids) for phase, ids in drops.items()},
@@ -138,7 +141,7 @@ def run_session(
         aggregate = driver.run()
     finally:
         driver.finish_record()
-        for machine in clients.values():
+        for machine in (*clients.values(), *parties.values()):
             machine.abort()  # whoever is not done forgets its secrets; nothing is sent any more
     done = driver.record
     return SessionResult(
@@ -158,6 +161,7 @@ def run_session(
 class _Driver:
     server: ServerMachine
     clients: dict[ClientId, ClientMachine]
+    without_input: frozenset[ClientId]
     inputs: Inputs
     network: InMemoryNetwork
     drops: dict[str, frozenset[ClientId]]
@@ -181,7 +185,8 @@ class _Driver:
             if machine.client_id != u:
                 raise ConfigurationError(f"the machine under {u} belongs to {machine.client_id}")
         if isinstance(self.inputs, Mapping):
-            missing = sorted(u for u in self.clients if u not in self.inputs)
+            given = self.without_input.union(self.inputs)
+            missing = sorted(u for u in self.clients if u not in given)
             if missing:
                 raise ConfigurationError(f"there is no input for clients {missing}")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import pytest
 
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.paillier import SecretKey, generate_keypair
+from securefl.primitives.paillier.threshold import KeyShare, ThresholdPublicKey, deal
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.lightsecagg import (
     LightSecAggClient,
@@ -19,6 +22,7 @@ from securefl.protocols.lightsecagg import (
 from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
 from securefl.round import (
+    SERVER,
     Adversary,
     ClientId,
     Cohort,
@@ -27,6 +31,8 @@ from securefl.round import (
     RoundId,
     ThreatModel,
 )
+from securefl.simulation.paillier import Trust, paillier_session
+from securefl.simulation.session import SessionResult, run_session
 from securefl.wire import Frame, decode_frame, encode_frame
 
 N, ALIVE = 7, 5
@@ -47,6 +53,13 @@ class Instance:
     alive: int = ALIVE
     sparse: bool = False
     identities: dict[ClientId, IdentityKey] = field(default_factory=dict)
+    parties: dict[ClientId, ClientMachine] = field(default_factory=dict)
+
+    def machine(self, u: ClientId) -> ServerMachine | ClientMachine:
+        return self.server if u == SERVER else {**self.clients, **self.parties}[u]
+
+    def run(self, inputs: dict[ClientId, RingVector], **how: object) -> SessionResult:
+        return run_session(self.server, self.clients, inputs, parties=self.parties, **how)
 
     def vector(self, values: list[int]) -> RingVector:
         return RingVector(np.array(values, dtype=ring_dtype(self.modulus)), self.modulus)
@@ -137,6 +150,43 @@ def lightsecagg(*, active: bool = False) -> Callable[[], Instance]:
     return build
 
 
+def paillier(trust: Trust, *, hybrid: bool = False) -> Callable[[], Instance]:
+    @lru_cache(maxsize=1)
+    def keys() -> SecretKey | tuple[ThresholdPublicKey, tuple[KeyShare, ...]]:
+        random_bytes = np.random.default_rng(5).bytes
+        if trust is Trust.KEY_HOLDER:
+            return generate_keypair(512, random_bytes=random_bytes, min_bits=512)
+        public, shares = deal(
+            threshold=3, parties=4, bits=512, random_bytes=random_bytes, min_bits=512
+        )
+        return public, tuple(shares)
+
+    def build() -> Instance:
+        made = paillier_session(
+            trust,
+            Cohort.of(range(1, N + 1)),
+            round_id=RoundId(9),
+            alive=ALIVE,
+            m=3,
+            b=20,
+            context_digest=bytes(32),
+            policy=ClientPolicy(gamma=0),
+            keys=keys(),
+            experimental_hybrid=hybrid,
+        )
+        return Instance(
+            made.server,
+            dict(made.clients),
+            made.config.modulus,
+            made.config.m,
+            # Clients are not needed once their inputs are in.
+            sparse=True,
+            parties=dict(made.parties),
+        )
+
+    return build
+
+
 PROTOCOLS = {
     "secagg": secagg(),
     "secagg-own-share": secagg(layout=Layout.ALL),
@@ -146,6 +196,10 @@ PROTOCOLS = {
     "secagg+-active": secagg(k=4, active=True, alive=6),
     "lightsecagg": lightsecagg(),
     "lightsecagg-active": lightsecagg(active=True),
+    "paillier": paillier(Trust.KEY_HOLDER),
+    "paillier-threshold": paillier(Trust.THRESHOLD),
+    "paillier-hybrid-experimental": paillier(Trust.KEY_HOLDER, hybrid=True),
+    "paillier-threshold-hybrid-experimental": paillier(Trust.THRESHOLD, hybrid=True),
 }
 
 

@@ -153,12 +153,16 @@ def test_the_command_line_page_lists_every_option_preset_and_exit_code() -> None
     page = (DOCS / "reference" / "cli.md").read_text("utf-8")
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]  # a group
     headings = re.findall(r"^## `securefl (\w+)`$", page, re.MULTILINE)
-    assert headings == list(commands) == ["train", "plan"]
+    assert headings == list(commands) == ["train", "plan", "paillier"]
     for name, section in zip(headings, re.split(r"^## `.*`$", page, flags=re.M)[1:], strict=True):
-        for parameter in commands[name].params:
-            for option in parameter.opts:
-                if option != "--help":
-                    assert f"`{option}" in section or option.upper() in section, option
+        inner = getattr(commands[name], "commands", {})
+        for word in inner:
+            assert f"securefl {name} {word}" in section
+        for command in (commands[name], *inner.values()):
+            for parameter in command.params:
+                for option in parameter.opts:
+                    if option != "--help":
+                        assert f"`{option}" in section or option.upper() in section, option
     for preset in preset_names():
         assert f"`{preset}`" in page
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}

@@ -1,0 +1,109 @@
+"""The bytes of a vector of ciphertexts, and what is accepted as a ciphertext.
+
+    key_id 32 | mode u8 | s u8 | width u8 | bound u64 | dimension u32 | count u32 | count x W
+
+All big-endian, W = bytes of n^(s+1). There is no exponent, no decimal and no field that depends on
+the values: two vectors of one shape have equal length and equal headers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from securefl.errors import WireError
+from securefl.primitives import bigint
+from securefl.primitives.paillier.algebra import MAX_DEGREE, Degree
+
+__all__ = ["HEADER_BYTES", "Block", "BlockMode", "are_ciphertexts"]
+
+_HEADER = struct.Struct(">32sBBBQII")
+HEADER_BYTES = _HEADER.size
+
+
+class BlockMode(IntEnum):
+    """What the plaintexts are."""
+
+    PACKED = 1
+    HYBRID = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A vector of ciphertexts with the shape of what is inside.
+
+    Attributes:
+        key_id: 32 bytes, whose key.
+        mode: what the plaintexts are.
+        s: degree.
+        width: slot width w in bits.
+        bound: B, the values' bound.
+        dimension: how many values are packed.
+        ciphertexts: ceil(dimension / slots) of them, each in (0, n^(s+1)).
+    """
+
+    key_id: bytes
+    mode: BlockMode
+    s: int
+    width: int
+    bound: int
+    dimension: int
+    ciphertexts: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[bytes, int, int, int, int, int, int]:
+        """Everything but the ciphertexts: equal for all blocks that may be multiplied."""
+        return (
+            self.key_id, self.mode, self.s, self.width, self.bound, self.dimension,
+            len(self.ciphertexts),
+        )  # fmt: skip
+
+    def to_bytes(self, degree: Degree) -> bytes:
+        """The block's only encoding."""
+        W = degree.ciphertext_bytes
+        header = _HEADER.pack(*self.shape)
+        return header + b"".join(bigint.to_bytes(c, W) for c in self.ciphertexts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, degree: Degree) -> Block:
+        """Reads :meth:`to_bytes` and checks every ciphertext (:func:`are_ciphertexts`).
+
+        Raises:
+            WireError: on malformed bytes, another degree, a wrong length, or a number that is no
+                ciphertext. The message holds no value: it could be a factor of n.
+        """
+        if len(data) < HEADER_BYTES:
+            raise WireError(f"a block has at least {HEADER_BYTES} bytes, found {len(data)}")
+        key_id, mode, s, width, bound, dimension, count = _HEADER.unpack_from(data)
+        if mode not in set(BlockMode):
+            raise WireError(f"unknown block mode {mode}")
+        if s != degree.s or not 1 <= s <= MAX_DEGREE:
+            raise WireError(f"expected ciphertexts of degree {degree.s}, found {s}")
+        W = degree.ciphertext_bytes
+        if len(data) != HEADER_BYTES + count * W:
+            raise WireError(
+                f"a block of {count} ciphertexts has {HEADER_BYTES + count * W} bytes, "
+                f"found {len(data)}"
+            )
+        body = bytes(data[HEADER_BYTES:])
+        numbers = tuple(int.from_bytes(body[i : i + W], "big") for i in range(0, len(body), W))
+        if not are_ciphertexts(numbers, degree):
+            raise WireError("a block holds a number that is no ciphertext under this key")
+        return cls(
+            key_id=key_id,
+            mode=BlockMode(mode),
+            s=s,
+            width=width,
+            bound=bound,
+            dimension=dimension,
+            ciphertexts=numbers,
+        )
+
+
+def are_ciphertexts(numbers: Sequence[int], degree: Degree) -> bool:
+    """Whether all are units modulo n^(s+1) in (0, n^(s+1)): one gcd of their product with n."""
+    if not all(0 < c < degree.modulus for c in numbers):
+        return False
+    return bool(bigint.gcd(bigint.product_mod(numbers, degree.n), degree.n) == 1)

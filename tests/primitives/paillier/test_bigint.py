@@ -1,0 +1,108 @@
+"""Both back ends of the big integers against each other and against Python's own functions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securefl.primitives import bigint
+
+pytestmark = pytest.mark.filterwarnings("ignore:gmpy2 is not installed:RuntimeWarning")
+
+positive = st.integers(1, 1 << 300)
+odd = st.integers(1, 1 << 300).map(lambda x: 2 * x + 1)
+
+
+def with_every_backend(compute: object) -> list[object]:
+    results = []
+    for name in bigint.available():
+        with bigint.using(name):
+            results.append(compute())  # type: ignore[operator]  # a lambda without arguments
+    return results
+
+
+@given(positive, positive, odd)
+def test_every_back_end_computes_the_same_powers(base: int, exponent: int, modulus: int) -> None:
+    expected = pow(base, exponent, modulus)
+    for power in (bigint.powmod, bigint.powmod_secret):
+        assert set(
+            map(int, with_every_backend(lambda power=power: power(base, exponent, modulus)))
+        ) == {expected}
+
+
+@given(positive, odd)
+def test_every_back_end_inverts_or_refuses_without_showing_the_value(a: int, m: int) -> None:
+    if math.gcd(a, m) == 1:
+        for inverse in with_every_backend(lambda: bigint.invert(a, m)):
+            assert int(inverse) * a % m == 1 % m  # type: ignore[call-overload]  # an integer
+        return
+    for name in bigint.available():
+        with bigint.using(name), pytest.raises(ZeroDivisionError) as caught:
+            bigint.invert(a, m)
+        assert str(a) not in str(caught.value) or a < 10
+
+
+@given(positive, odd)
+def test_jacobi_symbols_agree_and_follow_eulers_criterion(a: int, n: int) -> None:
+    symbols = set(with_every_backend(lambda: bigint.jacobi(a, n)))
+    assert len(symbols) == 1
+    if bigint.is_prime(n):
+        euler = pow(a, (n - 1) // 2, n)
+        assert symbols == {-1 if euler == n - 1 else euler}
+
+
+@given(st.integers(0, 10_000))
+def test_small_numbers_are_prime_exactly_when_nothing_divides_them(n: int) -> None:
+    expected = n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+    assert set(with_every_backend(lambda: bigint.is_prime(n))) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (2**521 - 1, True),
+        ((2**127 - 1) * (2**89 - 1), False),
+        # Carmichael numbers, and Arnault's composite that fools many fixed bases.
+        (443372888629441, False),
+        (3317044064679887385961981, False),
+        (2**61 - 1, True),
+    ],
+)
+def test_primality(n: int, expected: bool) -> None:
+    assert set(with_every_backend(lambda: bigint.is_prime(n))) == {expected}
+
+
+@given(st.integers(2, 1 << 60), st.integers(2, 6))
+def test_powers_are_recognised(b: int, k: int) -> None:
+    assert set(with_every_backend(lambda: bigint.is_perfect_power(b**k))) == {True}
+
+
+@given(st.integers(1, 1 << 40))
+def test_random_below_never_reaches_its_limit_and_rejects_instead_of_reducing(limit: int) -> None:
+    bits = (limit - 1).bit_length()
+    length = -(-bits // 8)
+    source = iter([b"\xff" * length, bytes(length)])
+    if limit & (limit - 1):
+        # All ones is too large: it must be thrown away, not folded back.
+        assert bigint.random_below(limit, lambda _: next(source)) == 0
+    else:
+        assert bigint.random_below(limit, lambda n: b"\xff" * n) == limit - 1
+
+
+def test_a_secret_power_without_gmpy2_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bigint, "_warned", False)
+    with bigint.using("python"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bigint.powmod_secret(2, 3, 7)
+        bigint.powmod_secret(2, 3, 7)
+    assert len(caught) == 1
+    assert "constant-time" in str(caught[0].message)
+
+
+def test_an_unknown_back_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="not one of the installed"), bigint.using("openssl"):
+        pass

@@ -1,0 +1,160 @@
+"""Key checks: what is refused, and that generated keys have what is claimed of them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securefl.errors import ConfigurationError, WireError
+from securefl.primitives import bigint
+from securefl.primitives.paillier import PublicKey, SecretKey, generate_keypair
+
+PRIME_1024 = 2**1024 - 105  # the largest prime below 2^1024
+
+
+def test_a_safe_key_has_full_length_and_safe_primes(small_key: SecretKey) -> None:
+    p, q = small_key.primes()
+    assert small_key.public.bits == 512
+    for prime in (p, q):
+        assert prime.bit_length() == 256
+        assert prime >> 254 == 3
+        assert bigint.is_prime(prime)
+        assert bigint.is_prime((prime - 1) // 2)
+
+
+def test_a_blum_key_has_the_congruences_it_is_named_after(blum_key: SecretKey) -> None:
+    p, q = blum_key.primes()
+    assert (p % 4, q % 4) == (3, 3)
+    assert bigint.gcd(p - 1, q - 1) == 2
+
+
+def test_generation_is_a_function_of_its_randomness_in_every_back_end(
+    small_key: SecretKey,
+) -> None:
+    import numpy as np
+
+    for name in bigint.available():
+        with bigint.using(name):
+            random_bytes = np.random.default_rng(1).bytes
+            again = generate_keypair(512, random_bytes=random_bytes, min_bits=512)
+        assert again.public == small_key.public
+
+
+def test_the_base_is_a_square_that_anyone_recomputes(small_key: SecretKey) -> None:
+    n = small_key.public.n
+    assert bigint.jacobi(small_key.public.base, n) == 1
+    p, q = small_key.primes()
+    assert pow(small_key.public.base, (p - 1) // 2, p) == 1
+    assert pow(small_key.public.base, (q - 1) // 2, q) == 1
+    assert PublicKey(n).base == small_key.public.base
+
+
+@pytest.mark.parametrize(
+    ("n", "reason"),
+    [
+        (0, "positive"),
+        (True, "positive"),
+        ((1 << 1023) + 12345, "2048 to"),
+        (1 << 2047, "divisible by 2"),
+        (PRIME_1024 * 65521, "multiple of 8|2048 to"),
+        (PRIME_1024**2 * 65521, "divisible by 65521"),
+        (PRIME_1024**2, "perfect power"),
+        (2**2203 - 1, "multiple of 8"),
+        (2**3217 - 1, "multiple of 8"),
+        (1 << 9000, "to 8192"),
+    ],
+)
+def test_a_weak_modulus_is_refused(n: int, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        PublicKey.from_numbers(n)
+
+
+def test_a_prime_modulus_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="prime"):
+        PublicKey.from_numbers(PRIME_1024, min_bits=1024)
+
+
+def test_a_short_key_is_refused_by_default(small_key: SecretKey) -> None:
+    with pytest.raises(ConfigurationError, match="2048 to"):
+        PublicKey.from_numbers(small_key.public.n)
+    with pytest.raises(ConfigurationError, match="2048"):
+        SecretKey.from_numbers(*small_key.primes())
+    with pytest.raises(ConfigurationError, match="2048"):
+        generate_keypair(1024)
+
+
+def test_a_secret_key_with_wrong_factors_is_refused(
+    small_key: SecretKey, blum_key: SecretKey
+) -> None:
+    p, q = small_key.primes()
+    for bad in [(p, p), (p, q + 2), (p, 1), (p, -q), (p * q, 1 << 511 | 1), (p, q >> 1)]:
+        with pytest.raises(ConfigurationError) as caught:
+            SecretKey.from_numbers(*bad, min_bits=512)
+        assert str(p) not in str(caught.value)
+
+
+def test_close_primes_are_refused() -> None:
+    # Two neighbouring primes of 256 bits: Fermat's method factors their product at once.
+    p = (1 << 256) - 189
+    q = next(x for x in range(p - 2, 0, -2) if bigint.is_prime(x))
+    with pytest.raises(ConfigurationError, match="too close"):
+        SecretKey.from_numbers(p, q, min_bits=512)
+
+
+def test_keys_survive_their_bytes(small_key: SecretKey) -> None:
+    public = PublicKey.from_bytes(small_key.public.to_bytes(), min_bits=512)
+    assert public == small_key.public
+    assert public.key_id == small_key.public.key_id
+    secret = SecretKey.from_bytes(small_key.to_secret_bytes(), min_bits=512)
+    assert secret.primes() == small_key.primes()
+
+
+@given(st.data())
+def test_malformed_key_bytes_raise_only_errors_of_the_library(
+    small_key: SecretKey, data: st.DataObject
+) -> None:
+    good = bytearray(
+        data.draw(st.sampled_from([small_key.public.to_bytes(), small_key.to_secret_bytes()]))
+    )
+    kind = data.draw(st.sampled_from(["flip", "cut", "extend", "noise"]))
+    if kind == "flip":
+        good[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        good = good[: data.draw(st.integers(0, len(good) - 1))]
+    elif kind == "extend":
+        good += data.draw(st.binary(min_size=1, max_size=9))
+    else:
+        good = bytearray(data.draw(st.binary(max_size=99)))
+    for read in (PublicKey.from_bytes, SecretKey.from_bytes):
+        try:
+            key = read(bytes(good), min_bits=512)
+        except (WireError, ConfigurationError):
+            continue
+        written = key.to_bytes() if isinstance(key, PublicKey) else key.to_secret_bytes()
+        assert written == bytes(good)
+
+
+def test_one_kind_of_key_is_not_read_as_the_other(small_key: SecretKey) -> None:
+    with pytest.raises(WireError, match="expected a public"):
+        PublicKey.from_bytes(small_key.to_secret_bytes(), min_bits=512)
+    with pytest.raises(WireError, match="expected a secret"):
+        SecretKey.from_bytes(small_key.public.to_bytes(), min_bits=512)
+
+
+def test_a_secret_key_shows_and_copies_nothing(small_key: SecretKey) -> None:
+    p, q = small_key.primes()
+    assert str(p) not in repr(small_key)
+    assert hex(q)[2:] not in repr(small_key)
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            leak(small_key)
+
+
+def test_public_bytes_contain_no_factor(small_key: SecretKey) -> None:
+    public = small_key.public.to_bytes()
+    for secret in small_key.primes():
+        assert secret.to_bytes(32, "big") not in public

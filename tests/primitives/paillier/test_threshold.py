@@ -1,0 +1,267 @@
+"""Threshold decryption: every subset, no smaller subset, and blame for every wrong partial."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securefl.errors import ConfigurationError, WireError
+from securefl.primitives.paillier import Encryptor
+from securefl.primitives.paillier.threshold import (
+    KeyShare,
+    NotAPlaintext,
+    PartialProof,
+    ThresholdPublicKey,
+    deal,
+    default_threshold,
+)
+
+Dealt = tuple[ThresholdPublicKey, list[KeyShare]]
+MESSAGES = [0, 1, 1 << 200]
+
+
+@pytest.fixture(scope="module")
+def opened(dealt: Dealt) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]:
+    key, shares = dealt
+    sealed = Encryptor(key.public, key.s, window=4).encrypt(MESSAGES)
+    return sealed.ciphertexts, {x.index: x.partial(sealed.ciphertexts) for x in shares}
+
+
+Opened = tuple[tuple[int, ...], dict[int, tuple[int, ...]]]
+
+
+def test_every_subset_of_t_or_more_opens_the_same_messages(dealt: Dealt, opened: Opened) -> None:
+    key, _ = dealt
+    _, partials = opened
+    for size in range(key.threshold, key.parties + 1):
+        for chosen in itertools.combinations(range(1, key.parties + 1), size):
+            assert key.combine({i: partials[i] for i in chosen}) == MESSAGES
+
+
+def test_fewer_than_t_partials_are_refused(dealt: Dealt, opened: Opened) -> None:
+    key, _ = dealt
+    with pytest.raises(ConfigurationError, match="3 of 5"):
+        key.combine({i: opened[1][i] for i in (1, 4)})
+
+
+def test_t_minus_1_shares_give_no_power_of_one_plus_n(dealt: Dealt, opened: Opened) -> None:
+    """Combined as if t-1 were enough, the result is not even 1 modulo n."""
+    key, _ = dealt
+    weaker = object.__new__(ThresholdPublicKey)
+    for name in ("public", "s", "parties", "v", "verification"):
+        object.__setattr__(weaker, name, getattr(key, name))
+    object.__setattr__(weaker, "threshold", key.threshold - 1)
+    for chosen in itertools.combinations(range(1, 6), key.threshold - 1):
+        with pytest.raises(NotAPlaintext):
+            weaker.combine({i: opened[1][i] for i in chosen})
+
+
+def test_t_minus_1_shares_are_consistent_with_every_secret(dealt: Dealt) -> None:
+    """Shamir over Z_M: for any two shares there is one polynomial through every constant term.
+
+    Executed on the integers: the Lagrange system of t-1 points and a constant is solvable for
+    random constants, so the shares alone do not prefer one.
+    """
+    key, shares = dealt
+    n = key.public.n
+    rng = np.random.default_rng(0)
+    for guess in (int.from_bytes(rng.bytes(60), "big") for _ in range(20)):
+        # Interpolate degree 2 through (0, guess), (i, s_i), (j, s_j) modulo n: always possible.
+        (i, a), (j, b) = ((x.index, int(x._value)) for x in shares[:2])
+        lead = ((a - guess) * j - (b - guess) * i) * pow(i * j * (i - j), -1, n) % n
+        slope = ((a - guess) - lead * i * i) * pow(i, -1, n) % n
+        assert (guess + slope * j + lead * j * j - b) % n == 0
+
+
+def test_an_honest_partial_is_proved_and_the_proof_survives_its_bytes(
+    dealt: Dealt, opened: Opened
+) -> None:
+    key, shares = dealt
+    ciphertexts, expected = opened
+    for share in shares:
+        partials, proof = share.partial_with_proof(ciphertexts, b"round 1")
+        assert partials == expected[share.index]
+        proof = PartialProof.from_bytes(proof.to_bytes())
+        assert key.verify(share.index, ciphertexts, partials, proof, b"round 1")
+
+
+def wrong_partials(key: ThresholdPublicKey, partials: Sequence[int]) -> list[list[int]]:
+    N, n = int(key.degree.modulus), key.public.n
+    shifted = list(partials)
+    # Passes the check modulo n and opens to a wrong number: only the proof sees it.
+    shifted[1] = shifted[1] * (1 + n * 12345) % N
+    negated = list(partials)
+    negated[0] = N - negated[0]
+    flipped = list(partials)
+    flipped[2] ^= 1
+    swapped = [partials[1], partials[0], partials[2]]
+    return [shifted, flipped, swapped, list(partials[:2]), negated]
+
+
+def test_a_wrong_partial_is_caught_by_its_proof(dealt: Dealt, opened: Opened) -> None:
+    key, shares = dealt
+    ciphertexts, _ = opened
+    partials, proof = shares[1].partial_with_proof(ciphertexts, b"round 1")
+    *others, negated = wrong_partials(key, partials)
+    for wrong in others:
+        assert not key.verify(2, ciphertexts, wrong, proof, b"round 1")
+    # A changed sign changes the batch too, so the proof made for the right one fails.
+    assert not key.verify(2, ciphertexts, negated, proof, b"round 1")
+
+
+def test_the_check_modulo_n_alone_accepts_a_wrong_sum(dealt: Dealt, opened: Opened) -> None:
+    key, _ = dealt
+    _, partials = opened
+    wrong = wrong_partials(key, partials[2])[0]
+    result = key.combine({1: partials[1], 2: wrong, 3: partials[3]})
+    assert result != MESSAGES
+    assert result[0] == MESSAGES[0]
+
+
+def test_a_sign_of_a_partial_does_not_matter(dealt: Dealt, opened: Opened) -> None:
+    """Partials are squared on combination: an honest value and its negative are one."""
+    key, _ = dealt
+    N = int(key.degree.modulus)
+    negated = [N - x for x in opened[1][2]]
+    assert key.combine({1: opened[1][1], 2: negated, 5: opened[1][5]}) == MESSAGES
+
+
+def test_garbage_does_not_combine(dealt: Dealt, opened: Opened) -> None:
+    key, _ = dealt
+    with pytest.raises(NotAPlaintext):
+        key.combine({1: opened[1][1], 2: opened[1][3], 3: opened[1][3]})
+    with pytest.raises(ConfigurationError, match="different numbers"):
+        key.combine({1: opened[1][1], 2: opened[1][2][:1], 3: opened[1][3]})
+    with pytest.raises(ConfigurationError, match="needed"):
+        key.combine({0: opened[1][1], 2: opened[1][2], 3: opened[1][3]})
+
+
+def test_a_proof_is_bound_to_party_context_and_ciphertexts(dealt: Dealt, opened: Opened) -> None:
+    key, shares = dealt
+    ciphertexts, _ = opened
+    partials, proof = shares[0].partial_with_proof(ciphertexts, b"round 1")
+    assert not key.verify(2, ciphertexts, partials, proof, b"round 1")
+    assert not key.verify(1, ciphertexts, partials, proof, b"round 2")
+    assert not key.verify(1, ciphertexts[::-1], partials, proof, b"round 1")
+    assert not key.verify(0, ciphertexts, partials, proof, b"round 1")
+    assert not key.verify(6, ciphertexts, partials, proof, b"round 1")
+    assert not key.verify(1, (), (), proof, b"round 1")
+
+
+@given(st.integers(0, 1), st.integers(1, 1 << 40))
+def test_a_changed_proof_fails(dealt: Dealt, opened: Opened, field: int, change: int) -> None:
+    key, shares = dealt
+    ciphertexts, _ = opened
+    partials, proof = shares[0].partial_with_proof(ciphertexts, b"")
+    numbers = [proof.challenge, proof.response]
+    numbers[field] += change
+    changed = PartialProof(challenge=numbers[0], response=numbers[1])
+    assert not key.verify(1, ciphertexts, partials, changed, b"")
+
+
+def test_public_bytes_contain_no_secret_and_survive(dealt: Dealt) -> None:
+    key, shares = dealt
+    data = key.to_bytes()
+    assert ThresholdPublicKey.from_bytes(data, min_bits=512) == key
+    for share in shares:
+        value = int(share._value)
+        assert value.to_bytes(-(-value.bit_length() // 8), "big") not in data
+    # Nothing published is a multiple of the group order: 2 to that power would be 1 modulo n.
+    n = key.public.n
+    for number in (key.v, *key.verification, n):
+        assert pow(2, 2 * number, n) != 1
+
+
+def test_the_dealer_reuses_nothing(dealt: Dealt) -> None:
+    _, shares = dealt
+    assert len({int(x._value) for x in shares}) == len(shares)
+
+
+def test_verification_values_off_the_polynomial_are_refused(dealt: Dealt) -> None:
+    key, _ = dealt
+    N = int(key.degree.modulus)
+    for j in range(key.parties):
+        values = list(key.verification)
+        values[j] = values[j] * key.v % N
+        forged = ThresholdPublicKey(
+            public=key.public, s=key.s, threshold=3, parties=5, v=key.v, verification=tuple(values)
+        )
+        assert not forged.is_consistent()
+        with pytest.raises(ConfigurationError, match="one polynomial"):
+            ThresholdPublicKey.from_bytes(forged.to_bytes(), min_bits=512)
+
+
+def test_a_share_of_another_key_or_index_is_refused(dealt: Dealt) -> None:
+    key, shares = dealt
+    value = int(shares[0]._value)
+    for index, wrong in ((2, value), (1, value + 1), (0, value), (6, value), (1, 0), (1, -value)):
+        with pytest.raises(ConfigurationError):
+            KeyShare(index, wrong, key)
+    data = bytearray(shares[0].to_secret_bytes())
+    assert KeyShare.from_bytes(bytes(data), key).index == 1
+    data[20] ^= 1
+    with pytest.raises(ConfigurationError, match="another threshold key"):
+        KeyShare.from_bytes(bytes(data), key)
+
+
+@given(st.data())
+def test_malformed_bytes_raise_only_errors_of_the_library(
+    dealt: Dealt, data: st.DataObject
+) -> None:
+    key, shares = dealt
+    good = bytearray(
+        data.draw(st.sampled_from([key.to_bytes(), shares[0].to_secret_bytes(), b"SFLT", b"SFLS"]))
+    )
+    kind = data.draw(st.sampled_from(["flip", "cut", "extend"]))
+    if kind == "flip":
+        good[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        good = good[: data.draw(st.integers(0, len(good) - 1))]
+    else:
+        good += data.draw(st.binary(min_size=1, max_size=9))
+    with pytest.raises((WireError, ConfigurationError)):
+        KeyShare.from_bytes(bytes(good), key)
+    try:
+        read = ThresholdPublicKey.from_bytes(bytes(good), min_bits=512)
+    except (WireError, ConfigurationError):
+        return
+    # Only v can change unnoticed by the public; it is another key then, and every holder refuses.
+    assert read.v != key.v
+    assert read.key_id != key.key_id
+    with pytest.raises(ConfigurationError, match="does not belong"):
+        KeyShare(1, int(shares[0]._value), read)
+
+
+def test_empty_bytes_are_no_proof() -> None:
+    with pytest.raises(WireError):
+        PartialProof.from_bytes(b"")
+
+
+def test_a_share_shows_and_copies_nothing(dealt: Dealt) -> None:
+    _, shares = dealt
+    assert str(shares[0]._value) not in repr(shares[0])
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            leak(shares[0])
+
+
+@pytest.mark.parametrize(("t", "parties"), [(1, 3), (4, 3), (2, 256), (True, 3), (2, 1)])
+def test_impossible_numbers_of_parties_are_refused(t: int, parties: int) -> None:
+    with pytest.raises(ConfigurationError):
+        deal(threshold=t, parties=parties, bits=512, min_bits=512)
+
+
+@given(st.integers(2, 255))
+def test_the_default_threshold_stands_a_third_of_corrupt_holders(parties: int) -> None:
+    t = default_threshold(parties)
+    assert 2 <= t <= parties
+    corrupt = (parties - 1) // 3
+    assert corrupt < t
+    assert 2 * t > parties + corrupt
