@@ -1,4 +1,4 @@
-"""``python -m accounting``: epsilon, calibrate, compare, curve; ``--json`` for programs.
+"""``python -m accounting``: epsilon, calibrate, compare, curve; audit, plan, diff (``cli_audit``).
 
 Events come as JSON (``--event``, or ``--event @FILE``). Epsilons are printed rounded up; JSON has
 all digits. Exit codes: 0 done; 1 the accountants disagree (``compare``); 2 usage, an impossible
@@ -35,6 +35,7 @@ from accounting import (
     epsilon,
     parse,
 )
+from accounting.cli_audit import register as _register_audit
 from accounting.compare import Opinion, disagreements, opinions
 
 __all__ = ["app", "main"]
@@ -48,6 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_register_audit(app)  # audit, plan, diff
 console = Console(stderr=True)
 
 EventText = Annotated[
