@@ -93,6 +93,9 @@ def numbers(deployment: Deployment) -> Numbers:
     pld = _row(deployment, "pld", "Privacy-loss distribution, same assumptions", worst, "pld")
     exact = _row(deployment, "exact", "Exact value, same assumptions", worst, "exact")
     upper = _interval_row(deployment, worst)
+    if deployment.guarantee.plan == "adaptive":
+        fixed = "holds for a plan that was fixed beforehand only"
+        pld, exact, upper = (replace(row, note=fixed) for row in (pld, exact, upper))
     claim = claim_bound(deployment, {row.name: row.bound for row in (rdp, pld, exact, upper)})
     lower = lower_bound(deployment)
     rows = [rdp, pld]

@@ -260,9 +260,12 @@ def attacker(deployment: Deployment, claim: Bound) -> Attacker:
     if accountant is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OrderAtEdgeWarning)
-            pairs += [
-                (accountant.epsilon(10.0**-power).value, 10.0**-power) for power in range(1, 13)
-            ]
+            deltas = [10.0**-power for power in range(1, 13)]
+            if deployment.guarantee.plan == "adaptive" and claim.order is not None:
+                # Only the order that was declared beforehand proves anything.
+                pairs += [(accountant.epsilon_at(claim.order, at).value, at) for at in deltas]
+            else:
+                pairs += [(accountant.epsilon(at).value, at) for at in deltas]
     false = _FALSE_POSITIVES
     true = min(_true_positives(eps, delta, false) for eps, delta in pairs)
     advantage = min(_advantage(eps, delta) for eps, delta in pairs)

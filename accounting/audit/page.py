@@ -49,7 +49,8 @@ thead th { color: var(--soft); font-weight: 600; font-size: .875rem; }
 .card.E { border-color: var(--bad); } .card.W { border-color: var(--warn); }
 .card p { margin: .4rem 0; } .tag { font-weight: 700; }
 .E .tag { color: var(--bad); } .W .tag { color: var(--warn); } .I .tag { color: var(--soft); }
-svg { width: 100%; height: auto; display: block; margin: 1rem 0; fill: var(--ink); }
+svg { width: 100%; min-width: 28rem; height: auto; display: block; margin: 1rem 0;
+      fill: var(--ink); }
 svg text { font: 13px system-ui, sans-serif; } svg .t { font-weight: 600; font-size: 14px; }
 svg .s { fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .level { stroke: var(--bad); stroke-dasharray: 4 3; }
@@ -98,7 +99,8 @@ def _block(report: AuditReport, block: Block) -> str:
         case Card():
             return _card(block)
         case Picture():
-            return _picture(report, block.name)
+            picture = _picture(report, block.name)
+            return f'<div class="wide">{picture}</div>' if picture else ""
 
 
 def _table(table: Table) -> str:

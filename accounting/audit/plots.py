@@ -99,7 +99,9 @@ def _axes(frame: _Frame, x_label: str, y_label: str, *, x_percent: bool) -> list
         y = frame.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(_text(_LEFT - 8, y + 4, _short(value), "end"))
-    xs = _powers(frame.low, frame.high) if frame.log_x else _ticks(frame.low, frame.high)
+    xs = _powers(frame.low, frame.high) if frame.log_x else []
+    if len(xs) < 3:
+        xs = _ticks(frame.low, frame.high)
     for value in xs:
         label = f"{100 * value:.3g} %" if x_percent else _short(value)
         parts.append(_text(frame.x(value), _HEIGHT - _BOTTOM + 18, label, "middle"))

@@ -34,6 +34,7 @@ from accounting.audit.bounds import Numbers, numbers
 from accounting.audit.difference import difference
 from accounting.audit.events import WORST, Scenario, total_event
 from accounting.audit.lints import Finding, Severity
+from accounting.audit.outlook import attacker
 from accounting.audit.planning import plan
 from accounting.audit.report import AuditReport, audit, exit_code, judge
 from accounting.audit.wording import down, up
@@ -236,6 +237,30 @@ def test_an_adaptive_plan_is_never_bounded_by_a_distribution() -> None:
     assert adaptive.claim.method is Method.RDP
     assert fixed.claim.method is Method.PLD
     assert fixed.claim.value < adaptive.claim.value <= 8.0
+
+
+def test_an_attacker_of_an_adaptive_plan_is_bounded_at_the_declared_order_only() -> None:
+    text = (EXAMPLES / "hospital.toml").read_text("utf-8")
+    adaptive = Deployment.parse(text)
+    fixed = Deployment.parse(text.replace('plan = "adaptive"', 'plan = "fixed"'))
+    claim = numbers(adaptive).claim
+    assert claim is not None
+    weak, strong = attacker(adaptive, claim), attacker(fixed, claim)
+    assert strong.true_positives < weak.true_positives <= 1
+    assert strong.advantage <= weak.advantage <= 1
+
+
+def test_an_attackers_limits_hold_for_the_exact_gaussian() -> None:
+    """Its trade-off is known: TPR = Phi(mu - Phi^-1(1 - FPR)), advantage 2 Phi(mu / 2) - 1."""
+    from scipy.stats import norm
+
+    text = (EXAMPLES / "lints" / "A09-silent.toml").read_text("utf-8")
+    deployment = Deployment.parse(text)
+    claim = numbers(deployment).claim
+    assert claim is not None
+    found, mu = attacker(deployment, claim), 1 / 1.6
+    assert norm.cdf(mu - norm.ppf(1 - 1e-3)) <= found.true_positives <= 0.1
+    assert 2 * norm.cdf(mu / 2) - 1 <= found.advantage <= 0.7
 
 
 def test_exit_codes_follow_the_verdict_and_warnings_count_only_if_asked(
@@ -564,6 +589,8 @@ def test_a_broken_and_a_rolled_back_ledger_exit_4(run: Run, make_run: Callable[.
 def test_what_is_no_ledger_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     file = EXAMPLES / "hospital.toml"
     run("audit", file, "--ledger", tmp_path / "nothing", code=2)
+    run("audit", file, "--ledger", tmp_path, code=2)
+    run("audit", file, "--html", tmp_path / "no" / "folder.html", code=2)
     run("audit", file, "--expect-head", "1:" + "0" * 64, code=2)
 
 
