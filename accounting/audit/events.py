@@ -412,8 +412,11 @@ def _padded(dimension: int) -> int:
 def lower_event(deployment: Deployment, phase: Phase) -> Event | None:
     """An event whose interval has a lower bound on this phase; None where nothing is known.
 
-    Leaving a phase's neighbours out can only lower the true epsilon, so any one phase will do.
+    Leaving a phase's neighbours out can only lower the true epsilon, so any one phase will do. The
+    lower bounds are about somebody who sees every noisy sum; where less is released, none is given.
     """
+    if not _every_sum_is_seen(deployment, phase):
+        return None
     base = base_event(deployment, phase, WORST)
     devices = deployment.population.max_devices_per_unit
     if isinstance(base, NoiseShares):
@@ -446,6 +449,20 @@ def lower_event(deployment: Deployment, phase: Phase) -> Event | None:
         complete = phase.rounds // batches
         return Repeat(event=base, count=complete) if complete else None
     return Repeat(event=base, count=phase.rounds)
+
+
+def _every_sum_is_seen(deployment: Deployment, phase: Phase) -> bool:
+    """Whether those whom the claim names see each noisy sum by itself.
+
+    Not so if only the end is released, if the local steps of a client stay inside of it, if the
+    settings were chosen among runs of which the best is released, or if the noise of each client is
+    seen in a sum with that of all others.
+    """
+    tuning = deployment.tuning
+    chosen = tuning.data == "private" and (tuning.poisson_mean or tuning.eta) is not None
+    alone = phase.noise.where != "client" or deployment.trust.model == "local"
+    whole = phase.released == "every round" or phase.rounds == 1
+    return whole and alone and releases_per_round(phase) == 1 and not chosen
 
 
 def _lower_of_records(phase: Phase, base: Event, rate: float) -> Event | None:

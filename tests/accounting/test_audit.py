@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from accounting import (
     Adjacency,
@@ -24,6 +26,7 @@ from accounting import (
     Poisson,
     Repeat,
     Unit,
+    UnsupportedEvent,
     Verdict,
     calibrate,
     digest,
@@ -32,12 +35,13 @@ from accounting import (
 from accounting.accountant import BoundKind, Method
 from accounting.audit.bounds import Numbers, numbers
 from accounting.audit.difference import difference
-from accounting.audit.events import WORST, Scenario, total_event
-from accounting.audit.lints import Finding, Severity
+from accounting.audit.events import AS_PLANNED, WORST, Scenario, lower_event, total_event
+from accounting.audit.lints import Finding, Severity, findings
 from accounting.audit.outlook import attacker
 from accounting.audit.planning import plan
 from accounting.audit.report import AuditReport, audit, exit_code, judge
 from accounting.audit.wording import down, up
+from accounting.curves import rdp_at
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "deployments"
@@ -159,6 +163,82 @@ def test_colluders_who_leave_no_honest_noise_are_a_finding_and_cost_everything()
     assert report.numbers.claim.value == math.inf
 
 
+@st.composite
+def deployments(draw: st.DrawFn) -> Deployment:
+    """Files of one phase with possible values, of every kind of sampling and noise."""
+    kind = draw(st.sampled_from(["poisson", "fixed", "shuffle", "cyclic", "all"]))
+    where = draw(st.sampled_from(["client-shares", "server", "client"]))
+    noise = draw(st.sampled_from(["gaussian", "skellam", "discrete-gaussian", "laplace", "none"]))
+    local = draw(st.sampled_from([None, {"rate": 0.5, "steps": 2}]))
+    tree = {
+        "schema": "securefl-deployment/1",
+        "population": {
+            "size": 1000,
+            "unit": "record" if local else "user",
+            "clients": 1000,
+            "max_devices_per_unit": draw(st.sampled_from([1, 1, 1, 3])),
+        },
+        "guarantee": {
+            "epsilon": 2.0,
+            "delta": 1e-6,
+            "adjacency": draw(st.sampled_from(["add-remove", "zero-out", "replace-one"])),
+            "plan": draw(st.sampled_from(["fixed", "adaptive"])),
+        },
+        "trust": {
+            "model": draw(st.sampled_from(["central", "local", "distributed"])),
+            "max_colluding": draw(st.sampled_from([0.0, 0.1])),
+        },
+        "phase": [
+            {
+                "name": "p",
+                "rounds": draw(st.integers(1, 12)),
+                "dimension": 10,
+                "sampling": {"kind": kind, "cohort": 100},
+                "clip": {"norm": 1.0, "microbatch": draw(st.sampled_from([1, 4]))},
+                "noise": {
+                    "kind": noise,
+                    "multiplier": draw(st.sampled_from([0.8, 2.0])),
+                    "where": where,
+                    "scale": 100.0,
+                    "at": draw(st.sampled_from(["minimum", "planned"])),
+                    "level": draw(st.sampled_from(["fixed", "cohort"])),
+                },
+                "aggregation": {"protocol": "secagg", "threshold": 60, "max_dropout": 0.4},
+            }
+        ],
+    }
+    if local:
+        tree["phase"][0]["local"] = local  # type: ignore[index]  # a list of tables
+    return Deployment.parse_tree(tree)
+
+
+@given(deployments())
+def test_lost_noise_never_helps_in_any_deployment(
+    deployment: Deployment,
+) -> None:
+    order, adjacency = 4.0, Adjacency(deployment.guarantee.adjacency or "")
+    try:
+        worst, planned = (
+            rdp_at(total_event(deployment, scenario), order, adjacency)
+            for scenario in (WORST, AS_PLANNED)
+        )
+    except UnsupportedEvent:
+        return
+    assert planned <= worst * (1 + 1e-9)
+
+
+@pytest.mark.long
+@settings(max_examples=60)
+@given(deployments())
+def test_a_lower_bound_is_never_above_the_upper_one_and_every_deployment_gets_a_verdict(
+    deployment: Deployment,
+) -> None:
+    found, values = findings(deployment), numbers(deployment)
+    if values.lower is not None and values.claim is not None:
+        assert values.lower.value <= values.claim.value * (1 + 1e-9)
+    judge(deployment, found, values, None)
+
+
 # --- the verdict ----------------------------------------------------------------------------------
 
 
@@ -227,6 +307,31 @@ def test_without_an_adjacency_nothing_is_contradicted() -> None:
     report = Deployment.parse(text.replace('adjacency = "replace-one"\n', "")).audit()
     assert report.verdict is Verdict.UNSUPPORTED
     assert report.numbers is not None and report.numbers.lower is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rounds = 200\n", 'rounds = 200\nreleased = "final model"\n'),
+        ('where = "server"', 'where = "client"'),
+        ("[[phase]]", '[tuning]\ndata = "private"\npoisson_mean = 3.0\n\n[[phase]]'),
+        (
+            '[[phase]]\nname = "train"\n',
+            '[[phase]]\nname = "train"\nlocal = { rate = 1.0, steps = 3 }\n',
+        ),
+    ],
+    ids=["only the end", "noise of every client", "the best of several runs", "local steps"],
+)
+def test_a_lower_bound_is_given_only_for_somebody_who_sees_every_noisy_sum(
+    old: str, new: str
+) -> None:
+    text = (EXAMPLES / "lints" / "A02-silent.toml").read_text("utf-8")
+    text = text.replace('unit = "user"', 'unit = "record"\nclients = 100_000')
+    phase = Deployment.parse(text).phase[0]
+    assert lower_event(Deployment.parse(text), phase) is not None
+    assert old in text
+    other = Deployment.parse(text.replace(old, new))
+    assert lower_event(other, other.phase[0]) is None
 
 
 def test_an_adaptive_plan_is_never_bounded_by_a_distribution() -> None:
@@ -392,6 +497,22 @@ def test_the_run_of_the_preset_is_within_the_hospitals_promise(
     assert report.ledger.spent.value == pytest.approx(8.0, abs=1e-3)
 
 
+def test_the_tutorial_shows_what_the_audits_say(
+    keyboard: AuditReport, dropouts: AuditReport
+) -> None:
+    text = (ROOT / "docs" / "tutorial" / "audit-a-deployment.md").read_text("utf-8")
+    shown = dict(
+        re.findall(
+            r"audit examples/deployments/([\w-]+)\.toml[^\n]*\n((?:PASS|FAIL)[^\n]*)\n", text
+        )
+    )
+    assert set(shown) == {"keyboard", "dropouts", "shuffled", "replace-one"}
+    reports = {"keyboard": keyboard, "dropouts": dropouts}
+    for name, line in shown.items():
+        report = reports.get(name) or Deployment.load(EXAMPLES / f"{name}.toml").audit()
+        assert line == f"{report.verdict.value}: {report.judgement.reason}."
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 
@@ -489,6 +610,8 @@ def test_the_server_that_draws_the_cohort_gets_no_amplification(keyboard: AuditR
     assert keyboard.numbers is not None
     rows = {row.name: row.bound for row in keyboard.numbers.rows}
     assert rows["server"] == rows["unamplified"]
+    assert rows["rdp"] is not None and rows["server"] is not None
+    assert rows["server"].value > 100 * rows["rdp"].value
     secret = KEYBOARD.replace("cohort = 1000 }", 'cohort = 1000, coins = "secret" }')
     found = {row.name: row.bound for row in numbers(Deployment.parse(secret)).rows}
     assert found["server"] == rows["rdp"]

@@ -113,7 +113,7 @@ def product_rate(deployment: Deployment) -> Iterator[Finding]:
             rows.append(("epsilon at the product of the rates", up(believed)))
         found = bracket(deployment, phase_event(deployment, phase, WORST))
         if found is not None:
-            rows.append(("epsilon is at least", down(found.lower.value)))
+            rows.append(("epsilon is at least, if each step is seen", down(found.lower.value)))
             rows.append(("epsilon is at most", up(found.upper.value)))
         yield Finding(
             code="A06",
