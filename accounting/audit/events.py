@@ -433,8 +433,9 @@ def lower_event(deployment: Deployment, phase: Phase) -> Event | None:
     if rate < 1 and kind in {"poisson", "fixed"}:
         if kind == "poisson" and _noise_follows_cohort(phase):
             return None  # what is proved for a fixed noise level says nothing here
-        if adjacency_of(deployment) is not Adjacency.REPLACE_ONE:
+        if adjacency_of(deployment) is Adjacency.ADD_REMOVE:
             return _coin(rate, base, phase.rounds)
+        # All others zero, a fixed cohort and a coin are the same pair; this interval is faster.
         return Repeat(event=_fixed(deployment, phase, base), count=phase.rounds)
     if kind == "shuffle":
         batches = max(1, client_count(deployment, phase) // (phase.sampling.cohort or 1))
@@ -477,5 +478,6 @@ def _lower_of_records(phase: Phase, base: Event, rate: float) -> Event | None:
 
 
 def _coin(rate: float, base: Event, rounds: int) -> Event:
-    """A Poisson sample as the case of one record per client, for which an interval is known."""
-    return Repeat(event=Hierarchical(p_client=rate, steps=1, event=base), count=rounds)
+    """A Poisson sample of records of a client that is always there: an interval is known for it."""
+    event = Hierarchical(p_client=1.0, steps=1, event=Poisson(sample_rate=rate, event=base))
+    return Repeat(event=event, count=rounds)
