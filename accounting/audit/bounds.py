@@ -93,6 +93,10 @@ def numbers(deployment: Deployment) -> Numbers:
     pld = _row(deployment, "pld", "Privacy-loss distribution, same assumptions", worst, "pld")
     exact = _row(deployment, "exact", "Exact value, same assumptions", worst, "exact")
     upper = _interval_row(deployment, worst)
+    bracketed = any(is_bracketed(deployment, phase) for phase in deployment.phase)
+    if bracketed:  # exact for the release without amplification, which is not the real one
+        rdp, pld, upper = (_only_upper(row) for row in (rdp, pld, upper))
+        exact = replace(_only_upper(exact), title="Exact without amplification, same assumptions")
     if deployment.guarantee.plan == "adaptive":
         fixed = "holds for a plan that was fixed beforehand only"
         pld, exact, upper = (replace(row, note=fixed) for row in (pld, exact, upper))
@@ -125,8 +129,15 @@ def numbers(deployment: Deployment) -> Numbers:
         rows=tuple(rows),
         claim=claim,
         lower=lower,
-        bracketed=any(is_bracketed(deployment, phase) for phase in deployment.phase),
+        bracketed=bracketed,
     )
+
+
+def _only_upper(row: Row) -> Row:
+    """The row as an upper bound where it was the exact value of a dearer release."""
+    if row.bound is None or row.bound.kind is not BoundKind.EXACT:
+        return row
+    return replace(row, bound=replace(row.bound, kind=BoundKind.UPPER))
 
 
 def claim_bound(deployment: Deployment, bounds: dict[str, Bound | None]) -> Bound | None:
@@ -261,7 +272,7 @@ def _estimate(deployment: Deployment) -> Row:
 
 def _view(deployment: Deployment, name: str, title: str, scenario: Scenario) -> Row:
     bound, note = best_upper(deployment, scenario)
-    return Row(name=name, title=title, bound=bound, note=note)
+    return _only_upper(Row(name=name, title=title, bound=bound, note=note))
 
 
 def _server_view(deployment: Deployment) -> Row:

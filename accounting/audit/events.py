@@ -422,7 +422,8 @@ def lower_event(deployment: Deployment, phase: Phase) -> Event | None:
     if isinstance(base, NoiseShares):
         from accounting.derived import survivors_event  # noqa: PLC0415  # needed here only
 
-        if adjacency_of(deployment) is Adjacency.ADD_REMOVE:
+        no_cost = adjacency_of(deployment) is Adjacency.ADD_REMOVE
+        if no_cost or not isinstance(base.event, Gaussian):
             return None
         base = survivors_event(base, adjacency_of(deployment))
     if not isinstance(base, Gaussian) or phase.correlated is not None or devices > 1:

@@ -216,6 +216,8 @@ def deployments(draw: st.DrawFn) -> Deployment:
 def test_lost_noise_never_helps_in_any_deployment(
     deployment: Deployment,
 ) -> None:
+    event = lower_event(deployment, deployment.phase[0])
+    assert event is None or deployment.phase[0].noise.kind == "gaussian"
     order, adjacency = 4.0, Adjacency(deployment.guarantee.adjacency or "")
     try:
         worst, planned = (
@@ -307,6 +309,14 @@ def test_without_an_adjacency_nothing_is_contradicted() -> None:
     report = Deployment.parse(text.replace('adjacency = "replace-one"\n', "")).audit()
     assert report.verdict is Verdict.UNSUPPORTED
     assert report.numbers is not None and report.numbers.lower is None
+
+
+def test_what_is_exact_without_amplification_is_no_exact_value_of_a_shuffle() -> None:
+    found = numbers(Deployment.load(EXAMPLES / "shuffled.toml"))
+    assert {row.bound.kind for row in found.rows if row.bound is not None} == {
+        *(BoundKind.UPPER, BoundKind.LOWER)
+    }
+    assert found.bracketed
 
 
 @pytest.mark.parametrize(
