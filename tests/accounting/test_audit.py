@@ -344,6 +344,14 @@ def test_a_lower_bound_is_given_only_for_somebody_who_sees_every_noisy_sum(
     assert lower_event(other, other.phase[0]) is None
 
 
+@pytest.mark.parametrize("kind", ["skellam", "discrete-gaussian", "laplace"])
+def test_shares_of_other_noise_than_gaussian_have_no_lower_bound(kind: str) -> None:
+    text = KEYBOARD.replace("skellam", kind).replace('at = "minimum"', 'at = "planned"')
+    deployment = Deployment.parse(text)
+    assert lower_event(deployment, deployment.phase[0]) is None
+    assert numbers(deployment).lower is None
+
+
 def test_an_adaptive_plan_is_never_bounded_by_a_distribution() -> None:
     text = (EXAMPLES / "hospital.toml").read_text("utf-8")
     adaptive = numbers(Deployment.parse(text))
