@@ -12,21 +12,19 @@ see :mod:`accounting.audit`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
 import tomllib
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from accounting.errors import InvalidDeployment
 from accounting.events import MAX_COUNT
+from accounting.file_keys import KeyInfo, Span, explain, keys_of
 
 if TYPE_CHECKING:
     from accounting.audit.report import AuditReport
@@ -59,39 +57,6 @@ __all__ = [
 
 SCHEMA = "securefl-deployment/1"
 _MAX_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """The values of a number that describe something possible; not a matter of parsing.
-
-    Attributes:
-        low: least value.
-        high: greatest value.
-        low_open: whether ``low`` itself is impossible.
-        high_open: whether ``high`` itself is impossible.
-    """
-
-    low: float = 0.0
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether the value is finite and inside."""
-        try:
-            if not math.isfinite(value):
-                return False
-        except OverflowError:  # a whole number that no float can hold
-            return False
-        above = value > self.low if self.low_open else value >= self.low
-        return above and (value < self.high if self.high_open else value <= self.high)
-
-    def __str__(self) -> str:
-        if self.high >= MAX_COUNT:
-            return f"{'above' if self.low_open else 'at least'} {self.low:g}"
-        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f"in {left}{self.low:g}, {self.high:g}{right}"
 
 
 _POSITIVE = Span(low_open=True)
@@ -541,7 +506,7 @@ class Deployment(_Section):
             # JSON mode: strict about numbers and words, yet arrays become tuples.
             return cls.model_validate_json(json.dumps(tree, default=str))
         except ValidationError as error:
-            raise InvalidDeployment(_explain(error, source)) from None
+            raise InvalidDeployment(explain(error, source, cls)) from None
         except (RecursionError, ValueError) as error:
             raise InvalidDeployment(f"{source}: cannot be read: {error}") from None
 
@@ -652,77 +617,9 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
             )
 
 
-# --- keys, for messages and the schema page -----------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyInfo:
-    """One key of the file.
-
-    Attributes:
-        section: dotted name of its table, empty at the top.
-        name: the key.
-        kind: type or words, and range.
-        default: as in TOML, ``required``, or ``none``.
-        text: what it means.
-    """
-
-    section: str
-    name: str
-    kind: str
-    default: str
-    text: str
-
-
 def known_keys() -> tuple[KeyInfo, ...]:
     """Every key, in the order of the file; the schema page is made of it."""
-    return tuple(_keys(Deployment, ""))
-
-
-def _keys(model: type[BaseModel], section: str) -> Iterator[KeyInfo]:
-    inner: list[tuple[str, type[BaseModel]]] = []
-    for name, info in model.model_fields.items():
-        below = _model_of(info.annotation)
-        if below is not None:
-            inner.append((f"{section}.{name}" if section else name, below))
-            continue
-        yield KeyInfo(
-            section=section,
-            name=info.alias or name,
-            kind=_kind(info.annotation, [m for m in info.metadata if isinstance(m, Span)]),
-            default="required" if info.is_required() else _toml(info.default),
-            text=info.description or "",
-        )
-    for path, below in inner:
-        yield from _keys(below, path)
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
-
-
-def _kind(annotation: Any, spans: list[Span]) -> str:
-    if get_origin(annotation) in {Union, types.UnionType}:
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is Literal:
-        return ", ".join(f'`"{word}"`' for word in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return f"list of {_kind(get_args(annotation)[0], [])}"
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    return ", ".join([names[annotation], *map(str, spans)])
-
-
-def _toml(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "`true`" if value else "`false`"
-    if value == ():
-        return "`[]`"
-    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+    return keys_of(Deployment)
 
 
 def _assumed(model: BaseModel, where: str) -> Iterator[tuple[str, object]]:
@@ -746,57 +643,3 @@ def _assumed_default(value: object, key: str) -> Iterator[tuple[str, object]]:
         inner = getattr(value, name)
         if inner not in (None, (), ""):
             yield f"{key}.{name}", inner
-
-
-# --- messages -----------------------------------------------------------------------------------
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    lines = [_problem(problem) for problem in error.errors()]
-    return "\n".join([f"{source}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
-
-
-def _problem(problem: Mapping[str, Any]) -> str:
-    path = [part for part in problem["loc"] if not str(part).startswith(("function-", "lax-"))]
-    location = ".".join(str(part) for part in path) or "the file"
-    if problem["type"] == "extra_forbidden":
-        *above, key = path
-        return f"{location}: unknown key{_nearest(str(key), _names(above))}"
-    if problem["type"] == "missing":
-        return f"{location}: this key is missing"
-    if problem["type"] == "literal_error":
-        words = tuple(word.strip("' ") for word in _words(str(problem["ctx"]["expected"])))
-        return f"{location}: found {problem['input']!r}{_nearest(str(problem['input']), words)}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    found = problem["input"]
-    shown = "" if isinstance(found, dict | BaseModel) else f", found {_short(found)}"
-    return f"{location}: {message}{shown}"
-
-
-def _words(expected: str) -> list[str]:
-    return expected.replace(" or ", ", ").split(", ")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _names(path: list[Any]) -> tuple[str, ...]:
-    model: type[BaseModel] = Deployment
-    for part in path:
-        if isinstance(part, int):
-            continue
-        info = model.model_fields.get(str(part))
-        below = None if info is None else _model_of(info.annotation)
-        if below is None:
-            return ()
-        model = below
-    return tuple(info.alias or name for name, info in model.model_fields.items())
-
-
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
