@@ -7,6 +7,9 @@ library. A number of this package is a claim about an idealised mechanism; secur
 clipping or compression alone earn none.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 import accounting.derived  # noqa: F401  # registers its curves
 from accounting import empirical
 from accounting.accountant import Bound, BoundKind, Method, RDPAccountant, RDPCurve, epsilon
@@ -30,6 +33,7 @@ from accounting.errors import (
     BrokenChain,
     BudgetExceeded,
     CalibrationError,
+    InvalidDeployment,
     InvalidEvent,
     InvalidParameter,
     LedgerRolledBack,
@@ -73,12 +77,31 @@ from accounting.intervals import Interval, interval
 from accounting.ledger import Ledger
 from accounting.statement import ClientStatement, client_statement
 
+if TYPE_CHECKING:
+    from accounting.audit.report import AuditReport, Verdict
+    from accounting.deployment import Deployment
+
+_LATE = {
+    "AuditReport": "accounting.audit.report",
+    "Deployment": "accounting.deployment",
+    "Verdict": "accounting.audit.report",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Deployment files and audits load pydantic, so they load when they are asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name]), name)
+
+
 __all__ = [
     "ZCDP",
     "AccountingError",
     "Adjacency",
     "AdjacencyMismatch",
     "ApproxDP",
+    "AuditReport",
     "Balance",
     "BandedMF",
     "Bound",
@@ -89,6 +112,7 @@ __all__ = [
     "CalibrationError",
     "ClientStatement",
     "Compose",
+    "Deployment",
     "DiscreteGaussian",
     "DistributedDiscreteGaussian",
     "EntryKind",
@@ -101,6 +125,7 @@ __all__ = [
     "Head",
     "Hierarchical",
     "Interval",
+    "InvalidDeployment",
     "InvalidEvent",
     "InvalidParameter",
     "Laplace",
@@ -132,6 +157,7 @@ __all__ = [
     "Tree",
     "Unit",
     "UnsupportedEvent",
+    "Verdict",
     "VerifiedLedger",
     "calibrate",
     "client_statement",

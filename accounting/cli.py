@@ -33,6 +33,7 @@ from accounting import (
     epsilon,
     parse,
 )
+from accounting.cli_audit import register as _register_audit
 from accounting.cli_empirical import audit_mechanism
 from accounting.cli_ledger import ledger_app, statement
 from accounting.cli_text import number as _number
@@ -51,6 +52,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_register_audit(app)  # audit, plan, diff
 console = Console(stderr=True)
 
 EventText = Annotated[

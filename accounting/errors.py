@@ -14,6 +14,7 @@ __all__ = [
     "BrokenChain",
     "BudgetExceeded",
     "CalibrationError",
+    "InvalidDeployment",
     "InvalidEvent",
     "InvalidParameter",
     "LedgerRolledBack",
@@ -28,6 +29,10 @@ __all__ = [
 
 class AccountingError(Exception):
     """Root of every error that `accounting` raises on purpose."""
+
+
+class InvalidDeployment(AccountingError, ValueError):
+    """A deployment file cannot be read: syntax, an unknown key, a wrong type, a missing key."""
 
 
 class InvalidEvent(AccountingError, ValueError):

@@ -113,6 +113,19 @@ app.command()(plan)
 app.add_typer(paillier, name="paillier")
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def audit(context: typer.Context) -> None:
+    """Judge a deployment file: the command of ``python -m accounting``, with all its options."""
+    from typer.main import get_command  # noqa: PLC0415  # needed here only
+
+    from accounting.cli import app as accounting_app  # noqa: PLC0415  # scipy: load late
+
+    get_command(accounting_app).main(["audit", *context.args], prog_name="securefl")
+
+
 def _settings(
     config: Path | None, preset: str | None, out: Path, overrides: list[str], *, resume: bool
 ) -> RunConfig:
