@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from accounting import (
     Adjacency,
     Bound,
+    BrokenChain,
     Deployment,
     Gaussian,
     Head,
@@ -447,6 +448,21 @@ def test_a_ledger_within_its_plan_passes_and_shows_what_was_spent(
     # What ten of fourteen rounds cost at the ledger's order, recomputed from the events alone.
     assert report.ledger.spent.value < 8.0
     assert dict(report.facts)["ledger head"] == str(report.ledger.head)
+
+
+def test_an_export_of_a_ledger_gives_the_same_report_and_a_changed_one_none(
+    hospital: Deployment, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, copy = make_run(10), tmp_path / "run.jsonl"
+    with Ledger.open(path) as ledger:
+        head = ledger.export(copy)
+    ours, theirs = hospital.audit(path).ledger, hospital.audit(copy, expect_head=head).ledger
+    assert ours is not None and theirs is not None
+    assert replace(theirs, path=ours.path) == ours
+    text = copy.read_text("utf-8")
+    copy.write_text(text.replace('"count":8', '"count":7', 1), "utf-8")
+    with pytest.raises(BrokenChain):
+        hospital.audit(copy)
 
 
 def test_a_ledger_that_spent_more_than_is_promised_fails(
