@@ -203,6 +203,18 @@ def test_a_log_that_a_crash_cut_off_loses_its_last_entry_only(
         store.take(blobs.session)
 
 
+def test_a_last_entry_of_full_length_that_was_never_written_out_is_lost_alone(
+    tmp_path: Path, blobs: Blobs
+) -> None:
+    with SnapshotStore(tmp_path) as store:
+        store.put(*blobs.next())
+        store.put(*blobs.next())
+    log = tmp_path / "sequences.log"
+    log.write_bytes(log.read_bytes()[:-8] + bytes(8))
+    with SnapshotStore(tmp_path) as store:
+        assert store.take(blobs.session).sequence == 2
+
+
 def test_a_damaged_log_is_refused(tmp_path: Path, blobs: Blobs) -> None:
     with SnapshotStore(tmp_path) as store:
         store.put(*blobs.next())
@@ -289,6 +301,30 @@ def test_a_send_that_fails_can_be_tried_again(tmp_path: Path, secagg: Any) -> No
         with pytest.raises(ConnectionError):
             keeper.step(lambda machine: machine.start())
         keeper.resend()
+    assert sent[0] == sent[1]
+
+
+def test_a_step_without_frames_forgets_none_that_may_still_be_unsent(
+    tmp_path: Path, secagg: Any
+) -> None:
+    bench = secagg.make()
+    sent: list[bytes] = []
+
+    def keeper(store: SnapshotStore) -> Keeper[Any]:
+        return Keeper(
+            lambda: bench.fresh_client(ONE),
+            store=store,
+            storage_key=KEY,
+            send=lambda item: sent.append(item.frame),
+        )
+
+    with SnapshotStore(tmp_path) as store:
+        first = keeper(store)
+        first.step(lambda machine: machine.start())
+        first.step(lambda machine: machine.set_input(bench.vectors[ONE]))
+    with SnapshotStore(tmp_path) as store:
+        keeper(store)
+    assert len(sent) == 2
     assert sent[0] == sent[1]
 
 
