@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from securefl.errors import SecureFLError, SnapshotError
+from securefl.primitives.at_rest import seal_stored
 from securefl.protocols.machine import Event, Outbound
 from securefl.protocols.snapshot import SECRETS, Restartable, read_header
 from securefl.storage import lock_folder, sync_folder, write_durably
@@ -112,6 +113,8 @@ class SnapshotStore:
 
         Raises:
             SnapshotError: for a number that is not higher, or a blob of another session or number.
+            OSError: if the disk refuses. If it was the log that could not be written, the store is
+                closed: open it again.
         """
         self._usable()
         header = read_header(blob)
@@ -193,10 +196,15 @@ class SnapshotStore:
         path = self._folder / _LOG
         is_new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_record(session, sequence, taken))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_record(session, sequence, taken))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            # A full disk may have left half an entry; one more behind it could never be read.
+            self.close()
+            raise
         if is_new:
             sync_folder(self._folder)
         self._last[session] = (sequence, taken)
@@ -231,6 +239,7 @@ class Keeper(Generic[M]):
     Raises:
         SnapshotError: if the session was begun and its snapshot is gone, taken or unusable. Never
             begin it anew: fresh keys under an old session would be a second story.
+        ConfigurationError: if the storage key is not 32 bytes. Nothing was taken out of the store.
     """
 
     def __init__(
@@ -241,6 +250,7 @@ class Keeper(Generic[M]):
         storage_key: bytes,
         send: Callable[[Outbound], None],
     ) -> None:
+        seal_stored(storage_key, b"", b"")  # a key that cannot be one must not cost the snapshot
         self._make = make
         self._store = store
         self._key = storage_key

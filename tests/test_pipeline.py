@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from securefl.pipeline import (
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.secagg import SecAggParams
 from securefl.round import Adversary, ClientId, ThreatModel
+from securefl.simulation.network import Envelope
 from securefl.simulation.transports import PHASES, DropPlan, EncodedTransport, ProtocolTransport
 from securefl.training.apply import ServerOptimiser
 from securefl.training.dpsgd import ClientBudget
@@ -318,6 +320,25 @@ def test_weights_are_inside_the_vector_and_the_mean_is_weighted() -> None:
     )
     weights = np.arange(1, CLIENTS + 1)
     assert np.allclose(outcome.vector, np.average(0.01 * weights, weights=weights), atol=1e-6)
+
+
+def test_the_frames_of_a_round_are_not_kept(tmp_path: Path) -> None:
+    """A transcript of a training round would hold the masked vectors of the whole cohort."""
+    alive: list[int] = []
+
+    class Counting(Recorder):
+        def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
+            alive.append(sum(type(item) is Envelope for item in gc.get_objects()))
+            return super().train(start, round_index=round_index)
+
+    before = sum(type(item) is Envelope for item in gc.get_objects())
+    session = Round(tmp_path)
+    for client, participant in session.participants.items():
+        session.participants[client] = replace(participant, trainer=Counting(client))
+    session.run(plan())
+    assert len(alive) == CLIENTS
+    # Before the last one trains, rosters, shares and vectors have come and gone, four per client.
+    assert max(alive) - before <= CLIENTS
 
 
 def test_context_depends_on_model_codec_and_plan_and_on_their_borders() -> None:

@@ -33,10 +33,15 @@ __all__ = [
 
 TAG_BYTES = 16
 _NONCE = bytes(12)
+_FIELD = (1 << 255) - 19
 
 
 class DegenerateKey(SecureFLError):
-    """A public key of small order: the agreed secret would be all zero, known to everybody."""
+    """A public key of small order, whose secrets everybody knows, or a second way to write one.
+
+    X25519 ignores the top bit of a public key and reduces the rest modulo p = 2^255 - 19 (RFC 7748,
+    section 5), so somebody else's key could be passed on in other bytes and not be recognised.
+    """
 
 
 class Unopenable(SecureFLError):
@@ -56,6 +61,9 @@ class PublicKey:
 
     Attributes:
         raw: the 32 bytes it came from.
+
+    Raises:
+        DegenerateKey: if they are not below p, as those of every library's own keys are.
     """
 
     __slots__ = ("_key", "raw")
@@ -63,6 +71,8 @@ class PublicKey:
     def __init__(self, raw: bytes) -> None:
         if len(raw) != 32:
             raise ValueError(f"an X25519 public key has 32 bytes, found {len(raw)}")
+        if int.from_bytes(raw, "little") >= _FIELD:
+            raise DegenerateKey("a public key that is not reduced: another spelling of some key")
         self.raw = raw
         self._key = X25519PublicKey.from_public_bytes(raw)
 

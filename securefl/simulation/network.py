@@ -107,8 +107,8 @@ class InMemoryNetwork:
         policies: applied in order; each sees what the ones before let through.
         reorder: permutes the clients before each phase, and so the order in which their frames
             arrive; None serves them ascending.
-        keep_transcript: whether ``transcript`` is kept. It holds every frame, so a training run
-            with large models turns it off; bytes are counted either way.
+        keep_transcript: whether ``transcript`` is kept. It holds every frame, so training runs turn
+            it off; bytes are counted either way.
 
     Attributes:
         bytes_up, bytes_down: bytes per client, as sent; lost frames were sent too.

@@ -27,6 +27,7 @@ from securefl.pipeline import (
 )
 from securefl.protocols.machine import ClientMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId
+from securefl.simulation.network import InMemoryNetwork
 from securefl.simulation.session import SessionRecord, run_session
 from securefl.training.apply import ServerOptimiser
 from securefl.training.local import ModelUpdate
@@ -103,8 +104,12 @@ class ProtocolTransport:
         """See :class:`securefl.pipeline.Transport`."""
         drops = self.plan.drops(round_index, tuple(clients))
         record = SessionRecord()
+        # A transcript would hold every masked vector of the cohort, and nobody reads it here.
+        network = InMemoryNetwork(keep_transcript=False)
         try:
-            aggregate = run_session(server, clients, input_of, drops=drops, record=record).aggregate
+            aggregate = run_session(
+                server, clients, input_of, network=network, drops=drops, record=record
+            ).aggregate
         except BelowThreshold:
             aggregate = None
         return TransportReport(

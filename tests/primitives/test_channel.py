@@ -9,6 +9,7 @@ import os
 import pickle
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,28 @@ def test_agreement_gives_the_answer_of_rfc_7748() -> None:
 def test_both_sides_agree(a: bytes, b: bytes) -> None:
     alice, bob = AgreementKey(a), AgreementKey(b)
     assert alice.agree(PublicKey(bob.public)) == bob.agree(PublicKey(alice.public))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_key_has_one_spelling(secret: bytes) -> None:
+    """X25519 ignores the top bit and reduces modulo p; two spellings would pass for two keys."""
+    own, peer = AgreementKey(os.urandom(32)), AgreementKey(secret).public
+    assert PublicKey(peer).raw == peer
+    respelled = peer[:31] + bytes([peer[31] | 0x80])
+    theirs = X25519PublicKey.from_public_bytes(respelled)
+    assert X25519PrivateKey.from_private_bytes(own.secret()).exchange(theirs) == own.agree(
+        PublicKey(peer)
+    )
+    with pytest.raises(DegenerateKey, match="spelling"):
+        PublicKey(respelled)
+
+
+@pytest.mark.parametrize("low", range(19))
+def test_a_key_that_is_not_reduced_is_refused(low: int) -> None:
+    p = 2**255 - 19
+    with pytest.raises(DegenerateKey, match="spelling"):
+        PublicKey((p + low).to_bytes(32, "little"))
+    PublicKey((p - 2 - low).to_bytes(32, "little"))
 
 
 @pytest.mark.parametrize("raw", SMALL_ORDER)

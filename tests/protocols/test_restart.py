@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefl.errors import SecureFLError, SnapshotError
+from securefl import restart
+from securefl.errors import ConfigurationError, SecureFLError, SnapshotError
 from securefl.protocols.machine import AggregateReady, Outbound
 from securefl.protocols.secagg.messages import UnmaskShares
 from securefl.protocols.secagg.transitions import MessageType
@@ -201,6 +203,18 @@ def test_a_log_that_a_crash_cut_off_loses_its_last_entry_only(
         store.take(blobs.session)
 
 
+def test_a_last_entry_of_full_length_that_was_never_written_out_is_lost_alone(
+    tmp_path: Path, blobs: Blobs
+) -> None:
+    with SnapshotStore(tmp_path) as store:
+        store.put(*blobs.next())
+        store.put(*blobs.next())
+    log = tmp_path / "sequences.log"
+    log.write_bytes(log.read_bytes()[:-8] + bytes(8))
+    with SnapshotStore(tmp_path) as store:
+        assert store.take(blobs.session).sequence == 2
+
+
 def test_a_damaged_log_is_refused(tmp_path: Path, blobs: Blobs) -> None:
     with SnapshotStore(tmp_path) as store:
         store.put(*blobs.next())
@@ -212,6 +226,31 @@ def test_a_damaged_log_is_refused(tmp_path: Path, blobs: Blobs) -> None:
     for _ in range(2):
         with pytest.raises(SnapshotError, match="damaged"):
             SnapshotStore(tmp_path)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_an_entry_costs_no_other_session(
+    tmp_path: Path, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = restart._record
+    first, second = blobs.next(), blobs.next()
+    with SnapshotStore(tmp_path) as store:
+        store.put(*first)
+        with monkeypatch.context() as full:
+
+            def no_space(descriptor: int) -> None:
+                if os.fstat(descriptor).st_size % 45:
+                    raise OSError(errno.ENOSPC, "no space")
+
+            full.setattr(restart, "_record", lambda *entry: whole(*entry)[:20])
+            full.setattr(os, "fsync", no_space)
+            with pytest.raises(OSError, match="no space"):
+                store.take(blobs.session)
+        with pytest.raises(SnapshotError, match="closed"):  # nothing goes behind half an entry
+            store.put(*second)
+    with SnapshotStore(tmp_path) as store:
+        store.put(*second)
+    with SnapshotStore(tmp_path) as store:
+        assert store.take(blobs.session).sequence == 2
 
 
 def test_the_log_keeps_one_entry_per_session_when_it_is_opened(
@@ -265,6 +304,30 @@ def test_a_send_that_fails_can_be_tried_again(tmp_path: Path, secagg: Any) -> No
     assert sent[0] == sent[1]
 
 
+def test_a_step_without_frames_forgets_none_that_may_still_be_unsent(
+    tmp_path: Path, secagg: Any
+) -> None:
+    bench = secagg.make()
+    sent: list[bytes] = []
+
+    def keeper(store: SnapshotStore) -> Keeper[Any]:
+        return Keeper(
+            lambda: bench.fresh_client(ONE),
+            store=store,
+            storage_key=KEY,
+            send=lambda item: sent.append(item.frame),
+        )
+
+    with SnapshotStore(tmp_path) as store:
+        first = keeper(store)
+        first.step(lambda machine: machine.start())
+        first.step(lambda machine: machine.set_input(bench.vectors[ONE]))
+    with SnapshotStore(tmp_path) as store:
+        keeper(store)
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+
+
 def test_an_error_is_raised_after_its_abort_was_stored_and_sent(
     tmp_path: Path, secagg: Any
 ) -> None:
@@ -308,6 +371,28 @@ def test_a_session_whose_snapshot_is_gone_is_never_begun_again(tmp_path: Path, s
     for _ in range(2):
         with SnapshotStore(tmp_path) as store, pytest.raises(SnapshotError, match="was taken"):
             keeper(store)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(31), "k" * 32])
+def test_a_storage_key_of_the_wrong_length_costs_no_session(
+    tmp_path: Path, secagg: Any, key: Any
+) -> None:
+    bench = secagg.make()
+
+    def keeper(store: SnapshotStore, storage_key: Any) -> Keeper[Any]:
+        return Keeper(
+            lambda: bench.fresh_client(ONE),
+            store=store,
+            storage_key=storage_key,
+            send=lambda item: None,
+        )
+
+    with SnapshotStore(tmp_path) as store:
+        keeper(store, KEY).step(lambda machine: machine.start())
+    with SnapshotStore(tmp_path) as store, pytest.raises(ConfigurationError, match="32"):
+        keeper(store, key)
+    with SnapshotStore(tmp_path) as store:
+        assert keeper(store, KEY).machine.phase == "share_keys"
 
 
 @pytest.mark.parametrize("options", [{}, {"n": 6, "k": 4, "active": True}])

@@ -68,6 +68,22 @@ def test_a_run_against_an_active_server_says_what_that_rests_on(sweep: Any) -> N
     assert "identities are not of its making" in promise
 
 
+@pytest.mark.parametrize(
+    ("adversary", "graph", "named"),
+    [
+        ("semi-honest", "harary", False),
+        ("active", "complete", False),
+        ("active", "harary", True),
+    ],
+)
+def test_the_missing_proof_is_named_for_a_sparse_graph_against_an_active_server_only(
+    sweep: Any, adversary: str, graph: str, named: bool
+) -> None:
+    sweep.summary |= {"adversary": adversary, "graph": graph}
+    tree = read_tree(sweep.write())
+    assert ("no published proof" in statement(tree.rows[0], tree).promise) is named
+
+
 @pytest.mark.parametrize("adversary", ["semi-honest", "active"])
 @pytest.mark.parametrize("fidelity", ["encoded", "float", "strange", None])
 def test_no_secrecy_is_claimed_where_the_protocol_did_not_run(

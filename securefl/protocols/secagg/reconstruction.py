@@ -42,6 +42,13 @@ _P = np.uint64(PRIME)
 CHUNK_SHARES = 1 << 14
 """Shares looked at together: enough to keep numpy busy, small beside a model's vector."""
 
+MOST_SET_ASIDE = 16
+"""Liars whose shares are set aside together; with more, decoding dealer by dealer is cheaper.
+
+It also bounds what lies cost: a coalition that lets every decoding name one more of its members
+would otherwise have all dealers looked at again for each of them.
+"""
+
 Check = Callable[[int, bytes], bool]
 
 
@@ -327,6 +334,8 @@ class _Opening:
         what the decoder would find is accepted (at most floor((M-t)/2) wrong of all M): that answer
         is unique, so this is the same one, sooner.
         """
+        if len(self.named) > MOST_SET_ASIDE:
+            return suspects
         table = self.table
         aside = np.isin(table.edges.holder, sorted(self.named))
         rest = table.present & ~aside

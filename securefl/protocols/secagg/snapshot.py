@@ -308,6 +308,8 @@ def _read_server(machine: SecAggServer, state: StateReader) -> list[Outbound]:
     machine._survivor_bitmap = state.block(-(-config.n // 8))
     machine._total = _read_words(state, config)
     if state.flag():
+        if len(machine._U) < 3:  # U1, U2, U3
+            raise WireError("shares for unmasking before U3 is closed")
         machine._unmasking = machine._tables(machine._U[2])
         for shares in (machine._unmasking.b, machine._unmasking.s):
             _read_shares_into(shares.words, shares.present, state)
@@ -339,6 +341,8 @@ def _read_result(state: StateReader, config: RoundConfig) -> AggregateSum | None
     words = _read_words(state, config)
     if words is None:
         raise WireError("a result without its vector")
+    if words.size and int(words.max()) >= config.modulus:
+        raise WireError(f"a result holds {int(words.max())}, which is not below {config.modulus}")
     survivors = state.ids(config.cohort)
     min_honest = state.u32()
     cohort = config.cohort

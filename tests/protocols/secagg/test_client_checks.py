@@ -135,6 +135,11 @@ def forge_roster(secagg: Any, frame: bytes, entries: list[RosterEntry]) -> bytes
     return secagg.edit(frame, body=KeyRoster(entries=tuple(entries)).encode())
 
 
+def respelled(key: bytes) -> bytes:
+    """The same X25519 key in other bytes: its top bit is ignored."""
+    return key[:31] + bytes(x ^ 0x80 for x in key[31:])
+
+
 def edits_of_a_roster(entries: list[RosterEntry]) -> dict[str, list[RosterEntry]]:
     own, second, third, *rest = entries
     fresh = os.urandom(32)
@@ -147,6 +152,13 @@ def edits_of_a_roster(entries: list[RosterEntry]) -> dict[str, list[RosterEntry]
         "a stranger": [*entries[:-1], RosterEntry(ClientId(77), fresh, os.urandom(32))],
         "one key for both uses": [own, second._replace(s_pk=second.c_pk), third, *rest],
         "one key for two clients": [own, second._replace(c_pk=third.c_pk), third, *rest],
+        "one channel key, respelled": [
+            own,
+            second._replace(c_pk=respelled(third.c_pk)),
+            third,
+            *rest,
+        ],
+        "one mask key, respelled": [own, second._replace(s_pk=respelled(third.s_pk)), third, *rest],
         "own key given to another": [own, second._replace(s_pk=own.s_pk), third, *rest],
         "a degenerate channel key": [own, second._replace(c_pk=bytes(32)), third, *rest],
         "a degenerate mask key": [own, second._replace(s_pk=bytes(32)), third, *rest],

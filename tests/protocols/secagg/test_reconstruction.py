@@ -224,6 +224,36 @@ def test_liars_cost_one_decoding_and_not_one_per_dealer(
     assert len(calls) <= 1 + len(liars)  # a liar is no holder of its own secret
 
 
+def test_a_coalition_that_is_named_one_by_one_does_not_have_all_shares_examined_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Holder d lies about dealer d - 1 alone, so every decoding names one more liar."""
+    examined = []
+
+    class Counting(Weights):
+        def __init__(self, *arguments: Any) -> None:
+            examined.append(arguments)
+            super().__init__(*arguments)
+
+    most = 3
+    monkeypatch.setattr(reconstruction, "Weights", Counting)
+    monkeypatch.setattr(reconstruction, "MOST_SET_ASIDE", most, raising=False)
+    case = lying(16, 4, set())
+    for d in range(15):
+        (row,) = (
+            r for r in case.table.rows(d, case.table.present) if case.table.edges.holder[r] == d + 1
+        )
+        wrong = case.table.words[row].copy()
+        wrong[d % 5] = (int(wrong[d % 5]) + 1) % P
+        case.table.put(np.array([row]), wrong.reshape(1, -1))
+        case.given[d][d + 2] = tuple(wrong.tolist())
+    opened = case.open()
+    case.check(opened)
+    assert opened.wrong == {d: (d + 1,) for d in range(15)}
+    # Once at first, then for 1, 2, ..., ``most`` liars: without them, and with each of them.
+    assert len(examined) <= 1 + sum(1 + named for named in range(1, most + 1))
+
+
 def test_a_lie_that_leaves_the_secret_alone_is_named() -> None:
     """Among the lowest t, and in the kernel of their weights: only the other shares can tell."""
     case = lying(8, 3, set())

@@ -156,12 +156,23 @@ def test_an_error_of_a_content_check_carries_no_secrets(secagg: Any) -> None:
 def test_the_servers_error_about_wrong_shares_carries_no_reconstructed_secrets(
     secagg: Any,
 ) -> None:
-    bench, _ = session(secagg, "unmasking")
+    bench, secrets = session(secagg, "unmasking")
     bench.answer()
-    bench.server._unmasking.b.words[0, 1] ^= 1
-    seen = {"share": bench.server._unmasking.b.words[1, 0].tobytes()}
-    assert held(bench.server, seen) == set(seen)
+    table = bench.server._unmasking.b
+    table.words[table.rows(1, table.present), 1] ^= 1  # of dealer 2; the seed of 1 is opened
+    opened: list[bytes] = []
+    matches = bench.server._seed_matches
+
+    def recording(u: ClientId, b_u: bytes) -> bool:
+        opened.append(b_u)
+        return bool(matches(u, b_u))
+
+    bench.server._seed_matches = recording
+    seen = {"share": table.words[1, 0].tobytes(), "seed": secrets["b"]}
+    assert held(bench.server, seen) == {"share"}
     with pytest.raises(InvalidShare) as caught:
         bench.server.close_phase()
+    del bench.server._seed_matches
+    assert secrets["b"] in opened
     assert held(caught.value, seen) == set()
     assert held(bench.server, seen) == set()

@@ -46,6 +46,7 @@ def dropped(events: list[Any], reason: Reason) -> list[int]:
         ("c and s the same", Reason.DUPLICATE_KEY),
         ("another client's c as s", Reason.DUPLICATE_KEY),
         ("another client's keys", Reason.DUPLICATE_KEY),
+        ("another client's keys, respelled", Reason.MALFORMED),
         ("degenerate c", Reason.MALFORMED),
         ("degenerate s", Reason.MALFORMED),
         ("too long", Reason.MALFORMED),
@@ -63,6 +64,10 @@ def test_bad_keys_drop_their_sender_and_nobody_else(secagg: Any, what: str, reas
         "c and s the same": c + c,
         "another client's c as s": c + other.c_pk,
         "another client's keys": other.c_pk + other.s_pk,
+        # X25519 ignores the top bit, so these bytes differ and the keys do not.
+        "another client's keys, respelled": b"".join(
+            key[:31] + bytes([key[31] ^ 0x80]) for key in (other.c_pk, other.s_pk)
+        ),
         "degenerate c": bytes(32) + s,
         "degenerate s": c + bytes(32),
         "too long": c + s + b"x",

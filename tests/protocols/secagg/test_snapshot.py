@@ -292,6 +292,36 @@ def test_a_sealed_state_that_no_machine_wrote_is_refused_cleanly(
 
 
 @pytest.mark.parametrize("end", ["done", "aborted"])
+def test_a_sealed_state_of_a_finished_server_is_checked_like_any_other(
+    secagg: Any, end: str
+) -> None:
+    """Among other things a sum outside the ring, and shares of survivors that nobody ever named."""
+    bench = secagg.make(m=3, b=20)
+    if end == "done":
+        bench.to("unmasking").finish()
+    else:
+        with pytest.raises(BelowThreshold):
+            bench.server.close_phase()
+    blob = bench.server.snapshot(KEY, SECRETS)
+    header = read_header(blob)
+    state = open_snapshot(KEY, blob, header)
+    refusals = 0
+    for place in range(len(state)):
+        for value in (0, 1, 255):
+            changed = bytearray(state)
+            changed[place] = value
+            machine = bench.fresh_server()
+            sealed = seal_snapshot(KEY, SECRETS, header, bytes(changed))
+            try:
+                machine.restore(KEY, sealed, sequence=1)
+            except SnapshotError as error:
+                refusals += 1
+                assert "not understood" in str(error)
+                assert machine.phase == "aborted"
+    assert refusals > 20
+
+
+@pytest.mark.parametrize("end", ["done", "aborted"])
 def test_a_finished_client_has_frames_to_send_and_no_secrets_to_store(
     secagg: Any, end: str
 ) -> None:
