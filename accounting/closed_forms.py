@@ -19,15 +19,7 @@ import math
 
 import numpy as np
 
-from accounting.curves import (
-    Floats,
-    Orders,
-    between_whole_orders,
-    count_weight,
-    curve_of,
-    gaussian_rdp,
-    poisson_gaussian_rdp,
-)
+from accounting.curves import count_weight, curve_of, gaussian_rdp
 from accounting.errors import AdjacencyMismatch, InvalidParameter, UnsupportedEvent
 from accounting.events import (
     ZCDP,
@@ -43,6 +35,8 @@ from accounting.events import (
     Skellam,
     Tree,
 )
+from accounting.orders import Floats, Orders, between_whole_orders
+from accounting.poisson_gaussian import poisson_gaussian_rdp
 from accounting.trees import tree_squared_sensitivity
 
 __all__ = ["rounded_sensitivity", "share_sum_tau"]

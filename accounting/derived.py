@@ -17,17 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from accounting.curves import (
-    DEFAULT_ORDERS,
-    Floats,
-    Orders,
-    between_whole_orders,
-    combined_gaussian,
-    curve_of,
-    inner_curve,
-    log_binomial_sum,
-    rdp,
-)
+from accounting.curves import combined_gaussian, curve_of, inner_curve, rdp
 from accounting.errors import UnsupportedEvent
 from accounting.events import (
     ZCDP,
@@ -49,6 +39,8 @@ from accounting.events import (
     Skellam,
     leaves,
 )
+from accounting.orders import DEFAULT_ORDERS, Floats, Orders, between_whole_orders
+from accounting.poisson_gaussian import log_binomial_sum
 
 __all__ = ["group_chances", "group_event", "log_even_moments", "mean_runs", "survivors_event"]
 
