@@ -12,7 +12,7 @@ from collections.abc import Callable
 import mpmath as mp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ive
 from scipy.stats import norm
@@ -45,9 +45,7 @@ from accounting import (
     Tree,
     UnsupportedEvent,
     calibrate,
-    dump,
     epsilon,
-    parse,
     rounded_sensitivity,
 )
 from accounting.closed_forms import share_sum_tau
@@ -650,7 +648,7 @@ def test_dropouts_cost_about_what_the_reference_says(kept: float, expected: floa
     assert 0.985 * expected <= found <= expected + 0.005
 
 
-# --- refusals and laws of all events ------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 SAMPLED = Poisson(sample_rate=0.1, event=G)
 
@@ -695,89 +693,3 @@ def test_what_is_not_proved_is_refused_wherever_it_stands(
         with pytest.raises(UnsupportedEvent):
             accountant.compose(whole)
         assert accountant.events == ()
-
-
-rates = st.floats(1e-4, 0.5)
-integer_noise = st.one_of(
-    st.builds(Skellam, mu=st.floats(4, 1e5), l2=st.floats(1, 5), l1=st.floats(1, 20)),
-    st.builds(DiscreteGaussian, sigma=st.floats(1, 100), l2=st.floats(1, 5)),
-    st.builds(
-        DistributedDiscreteGaussian,
-        sigma_share=st.floats(1, 10),
-        shares=st.integers(1, 50),
-        l2=st.floats(1, 5),
-        l1=st.floats(1, 20),
-        dim=st.integers(1, 100),
-    ),
-)
-single = st.one_of(
-    integer_noise,
-    st.builds(Gaussian, noise_multiplier=st.floats(0.4, 50)),
-    st.builds(Laplace, b=st.floats(0.2, 100)),
-    st.builds(PureDP, epsilon=st.floats(1e-3, 5), adjacency=st.just(ZERO)),
-    st.builds(ZCDP, rho=st.floats(1e-4, 3), adjacency=st.just(ZERO)),
-)
-everything = st.one_of(
-    single,
-    st.builds(Poisson, sample_rate=rates, event=single),
-    st.builds(Hierarchical, p_client=rates, steps=st.integers(1, 5), event=single),
-    st.builds(
-        Select,
-        eta=st.floats(0, 3),
-        gamma=st.floats(0.01, 1),
-        event=st.builds(Gaussian, noise_multiplier=st.floats(1, 50)),
-    ),
-    st.builds(
-        FixedSize,
-        population=st.integers(1000, 10**6),
-        cohort=st.integers(1, 1000),
-        event=st.builds(Gaussian, noise_multiplier=st.floats(1, 50)),
-    ),
-    st.builds(
-        Tree,
-        noise_multiplier=st.floats(1, 50),
-        steps=st.integers(100, 1000),
-        participations=st.integers(1, 5),
-        min_sep=st.integers(1, 20),
-    ),
-)
-
-
-@settings(max_examples=60)
-@given(everything)
-def test_every_curve_rises_is_positive_and_survives_json(event: Event) -> None:
-    curve = rdp(event, GRID, ZERO)
-    assert np.all(curve > 0)
-    assert not np.any(np.isnan(curve))
-    finite = np.isfinite(curve)
-    assert np.all(np.diff(curve[finite]) >= -1e-9 * curve[finite][1:])
-    assert np.array_equal(rdp(parse(dump(event)), GRID, ZERO), curve)
-    np.testing.assert_allclose(rdp(Repeat(event=event, count=3), GRID, ZERO), 3 * curve, rtol=1e-14)
-
-
-@settings(max_examples=60)
-@given(
-    st.one_of(
-        single,
-        st.builds(Poisson, sample_rate=rates, event=integer_noise),
-        st.builds(Hierarchical, p_client=rates, steps=st.integers(1, 5), event=single),
-    )
-)
-def test_a_minus_one_times_the_curve_is_convex(event: Event) -> None:
-    orders = Orders.of([1.5, 2, 2.5, 3, 4, 4.5, 5, 6, 8, 12, 16, 32, 48, 64])
-    a, curve = orders.values, rdp(event, orders, ZERO)
-    if isinstance(event, DistributedDiscreteGaussian) or isinstance(
-        getattr(event, "event", None), DistributedDiscreteGaussian
-    ):
-        return  # the least of three bounds; each alone is convex
-    product = (a - 1) * curve
-    slopes = np.diff(np.append(0.0, product)) / np.diff(np.append(1.0, a))
-    # Skellam's bound is a minimum, too: its product bends down once by a little.
-    bend = 2e-2 if "Skellam" in repr(event) else 1e-8
-    assert np.all(np.diff(slopes) >= -bend * slopes[1:])
-
-
-@settings(max_examples=60)
-@given(single, rates)
-def test_sampling_any_release_never_costs_more_than_the_release(event: Event, q: float) -> None:
-    assert np.all(rdp(Poisson(sample_rate=q, event=event), GRID, ZERO) <= rdp(event, GRID, ZERO))
