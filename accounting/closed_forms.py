@@ -16,12 +16,14 @@ the cyclic one of M10, no budget and no file.
 from __future__ import annotations
 
 import math
+import numbers
 
 import numpy as np
 
 from accounting.curves import count_weight, curve_of, gaussian_rdp
 from accounting.errors import AdjacencyMismatch, InvalidParameter, UnsupportedEvent
 from accounting.events import (
+    MAX_COUNT,
     ZCDP,
     Adjacency,
     ApproxDP,
@@ -42,6 +44,7 @@ from accounting.trees import tree_squared_sensitivity
 __all__ = ["rounded_sensitivity", "share_sum_tau"]
 
 _TERMS = 24  # of the series of M5
+_LONGEST = 1e145  # of a clip or a scale: products stay finite
 
 
 def _doubled(adjacency: Adjacency) -> float:
@@ -192,20 +195,25 @@ def rounded_sensitivity(clip: float, scale: float, dim: int) -> tuple[float, flo
     numbers are at most their squares (Kairouz, Liu, Steinke 2021, arXiv 2102.06387, section 4).
 
     Args:
-        clip: norm bound before scaling, > 0.
-        scale: grid points per unit, > 0.
-        dim: D, coordinates after padding, >= 1.
+        clip: norm bound before scaling, > 0, at most 1e145.
+        scale: grid points per unit, > 0, at most 1e145.
+        dim: D, coordinates after padding, 1..2^53.
 
     Raises:
         InvalidParameter: for arguments out of range.
     """
-    if not (0 < clip < math.inf and 0 < scale < math.inf and dim >= 1):
-        raise InvalidParameter(
-            "clip and scale must be finite and > 0 and dim >= 1, found "
-            f"{clip!r}, {scale!r}, {dim!r}"
-        )
-    r, root = clip * scale, math.sqrt(dim)
+    for name, length in (("clip", clip), ("scale", scale)):
+        if isinstance(length, bool) or not isinstance(length, numbers.Real):
+            raise InvalidParameter(f"{name} must be a number, found {type(length).__name__}")
+        if not 0 < length <= _LONGEST:
+            raise InvalidParameter(f"{name} must be > 0 and at most 1e145, found {length!r}")
+    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral):
+        raise InvalidParameter(f"dim must be an int, found {type(dim).__name__}")
+    if not 1 <= dim <= MAX_COUNT:
+        raise InvalidParameter(f"dim must be in 1..2^53, found {dim!r}")
+    r, root = float(clip) * float(scale), math.sqrt(dim)
     l2 = min(r + root, math.sqrt(r * r + dim / 4 + (r + root / 2)))  # sqrt(2 ln(1/b)) = 1
+    l2 *= 1 + 2**-50  # a few ulps up, for the rounding of this line and the one before
     return l2, l2 * min(root, l2)
 
 

@@ -67,6 +67,8 @@ __all__ = [
     "gaussian_rdp",
     "inner_curve",
     "leaf_curve",
+    "not_falling",
+    "poisson_rdp",
     "rdp",
     "rdp_at",
     "slack_delta",
@@ -209,6 +211,37 @@ def count_weight(count: int) -> float:
         return math.inf
 
 
+_GRID = Orders.of(DEFAULT_ORDERS)
+
+
+def not_falling(bound: _Curve[_E], event: _E, orders: Orders, adjacency: Adjacency) -> Floats:
+    """A bound, and at every order the least one of the grid's larger orders.
+
+    A Renyi divergence does not fall with its order, so what bounds it at an order bounds it at all
+    smaller ones; the bounds of some theorems do fall.
+
+    Args:
+        bound: the theorem's bound; a function of a module, whose values on the grid are kept.
+        event: what it bounds.
+        orders: where it is wanted.
+        adjacency: the neighbour relation of the claim.
+
+    Returns:
+        float64[len(orders)].
+    """
+    at_least = _least_from_here(bound, event, adjacency)
+    above: Floats = at_least[np.searchsorted(_GRID.values, orders.values)]
+    found: Floats = np.minimum(bound(event, orders, adjacency), above)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _least_from_here(bound: _Curve[Any], event: Event, adjacency: Adjacency) -> Floats:
+    """Per order of the grid the least bound of it and the larger ones; infinite beyond the grid."""
+    on_grid = bound(event, _GRID, adjacency)
+    return np.append(np.minimum.accumulate(on_grid[::-1])[::-1], np.inf)
+
+
 # --- M1 -----------------------------------------------------------------------------------------
 
 
@@ -258,6 +291,13 @@ def _poisson(event: Poisson, orders: Orders, adjacency: Adjacency) -> Floats:
             "account for the inner event alone",
             event=event,
         )
+    if _is_one_symmetric_release(inner):
+        return poisson_rdp(rate, inner, orders, adjacency)
+    return not_falling(_with_factor_three, event, orders, adjacency)
+
+
+def _with_factor_three(event: Poisson, orders: Orders, adjacency: Adjacency) -> Floats:
+    rate, inner = _merged_sample(event)
     return poisson_rdp(rate, inner, orders, adjacency)
 
 
