@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 
 import numpy as np
 
@@ -202,19 +203,31 @@ def rounded_sensitivity(clip: float, scale: float, dim: int) -> tuple[float, flo
     Raises:
         InvalidParameter: for arguments out of range.
     """
-    for name, length in (("clip", clip), ("scale", scale)):
-        if isinstance(length, bool) or not isinstance(length, numbers.Real):
-            raise InvalidParameter(f"{name} must be a number, found {type(length).__name__}")
-        if not 0 < length <= _LONGEST:
-            raise InvalidParameter(f"{name} must be > 0 and at most 1e145, found {length!r}")
-    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral):
-        raise InvalidParameter(f"dim must be an int, found {type(dim).__name__}")
-    if not 1 <= dim <= MAX_COUNT:
-        raise InvalidParameter(f"dim must be in 1..2^53, found {dim!r}")
-    r, root = float(clip) * float(scale), math.sqrt(dim)
+    r, root = _length(clip, "clip") * _length(scale, "scale"), math.sqrt(_coordinates(dim))
     l2 = min(r + root, math.sqrt(r * r + dim / 4 + (r + root / 2)))  # sqrt(2 ln(1/b)) = 1
     l2 *= 1 + 2**-50  # a few ulps up, for the rounding of this line and the one before
     return l2, l2 * min(root, l2)
+
+
+def _length(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidParameter(f"{name} must be a number, found {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number <= _LONGEST:
+        raise InvalidParameter(f"{name} must be > 0 and at most 1e145, found {value!r}")
+    return number
+
+
+def _coordinates(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidParameter(f"dim must be an int, found {type(value).__name__}")
+    number = operator.index(value)
+    if not 1 <= number <= MAX_COUNT:
+        raise InvalidParameter(f"dim must be in 1..2^53, found {number}")
+    return number
 
 
 # --- M10: trees and banded matrices -------------------------------------------------------------
