@@ -16,20 +16,15 @@ the cyclic one of M10, no budget and no file.
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 
 import numpy as np
 
-from accounting.curves import (
-    Floats,
-    Orders,
-    between_whole_orders,
-    count_weight,
-    curve_of,
-    gaussian_rdp,
-    poisson_gaussian_rdp,
-)
+from accounting.curves import count_weight, curve_of, gaussian_rdp
 from accounting.errors import AdjacencyMismatch, InvalidParameter, UnsupportedEvent
 from accounting.events import (
+    MAX_COUNT,
     ZCDP,
     Adjacency,
     ApproxDP,
@@ -43,11 +38,14 @@ from accounting.events import (
     Skellam,
     Tree,
 )
+from accounting.orders import Floats, Orders, between_whole_orders
+from accounting.poisson_gaussian import poisson_gaussian_rdp
 from accounting.trees import tree_squared_sensitivity
 
 __all__ = ["rounded_sensitivity", "share_sum_tau"]
 
 _TERMS = 24  # of the series of M5
+_LONGEST = 1e145  # of a clip or a scale: products stay finite
 
 
 def _doubled(adjacency: Adjacency) -> float:
@@ -198,21 +196,38 @@ def rounded_sensitivity(clip: float, scale: float, dim: int) -> tuple[float, flo
     numbers are at most their squares (Kairouz, Liu, Steinke 2021, arXiv 2102.06387, section 4).
 
     Args:
-        clip: norm bound before scaling, > 0.
-        scale: grid points per unit, > 0.
-        dim: D, coordinates after padding, >= 1.
+        clip: norm bound before scaling, > 0, at most 1e145.
+        scale: grid points per unit, > 0, at most 1e145.
+        dim: D, coordinates after padding, 1..2^53.
 
     Raises:
         InvalidParameter: for arguments out of range.
     """
-    if not (0 < clip < math.inf and 0 < scale < math.inf and dim >= 1):
-        raise InvalidParameter(
-            "clip and scale must be finite and > 0 and dim >= 1, found "
-            f"{clip!r}, {scale!r}, {dim!r}"
-        )
-    r, root = clip * scale, math.sqrt(dim)
+    r, root = _length(clip, "clip") * _length(scale, "scale"), math.sqrt(_coordinates(dim))
     l2 = min(r + root, math.sqrt(r * r + dim / 4 + (r + root / 2)))  # sqrt(2 ln(1/b)) = 1
+    l2 *= 1 + 2**-50  # a few ulps up, for the rounding of this line and the one before
     return l2, l2 * min(root, l2)
+
+
+def _length(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidParameter(f"{name} must be a number, found {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number <= _LONGEST:
+        raise InvalidParameter(f"{name} must be > 0 and at most 1e145, found {value!r}")
+    return number
+
+
+def _coordinates(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidParameter(f"dim must be an int, found {type(value).__name__}")
+    number = operator.index(value)
+    if not 1 <= number <= MAX_COUNT:
+        raise InvalidParameter(f"dim must be in 1..2^53, found {number}")
+    return number
 
 
 # --- M10: trees and banded matrices -------------------------------------------------------------

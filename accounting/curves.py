@@ -3,15 +3,12 @@
 Formulas, with the names of the papers:
 
 * M1, the Gaussian mechanism: Mironov 2017 (arXiv 1702.07476), Corollary 3.
-* M2, the Poisson-sampled Gaussian: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3 for
-  integer orders; fractional orders by quadrature of the same expectation instead of the paper's
-  alternating series, which loses digits at large rates.
 * M3, any other event on a Poisson sample: Zhu, Wang 2019, Theorem 5, and without its factor 3 where
   the noise is symmetric about 0 (``docs/proofs/poisson-other.md``).
-* The conversion to (epsilon, delta): Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Prop. 12.
 
-M5 to M10 stand in :mod:`accounting.closed_forms`; M4, M11, M13, M14 and noise shares, which are
-made from the curve of an inner event, in :mod:`accounting.derived`.
+M2, the Poisson-sampled Gaussian, stands in :mod:`accounting.poisson_gaussian`, M5 to
+M10 in :mod:`accounting.closed_forms`; M4, M11, M13, M14 and noise shares, which are made from the
+curve of an inner event, in :mod:`accounting.derived`.
 
 ``docs/proofs/`` has a page for each. M1 and M2 are upper bounds up to a relative error of 1e-12
 (integer orders up to 1024) and 1e-9 (fractional orders), for rates in [1e-8, .999], noise
@@ -22,17 +19,14 @@ composition over time and no file.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from accounting.errors import InvalidParameter, UnsupportedEvent
+from accounting.errors import UnsupportedEvent
 from accounting.events import (
     ZCDP,
     Adjacency,
@@ -49,25 +43,32 @@ from accounting.events import (
     Skellam,
     leaves,
 )
+from accounting.orders import (
+    DEFAULT_ORDERS,
+    MAX_ORDER,
+    MIN_ORDER,
+    Floats,
+    Orders,
+    between_whole_orders,
+)
+from accounting.poisson_gaussian import Longs, log_binomial_mean, pairs, poisson_gaussian_rdp
 
 __all__ = [
     "DEFAULT_ORDERS",
     "MAX_ORDER",
     "MIN_ORDER",
+    "Floats",
     "Orders",
     "add_curve",
     "best_order",
-    "between_whole_orders",
     "combined_gaussian",
     "count_weight",
     "curve_of",
     "gaussian_rdp",
     "inner_curve",
     "leaf_curve",
-    "log_binomial_mean",
-    "log_binomial_sum",
-    "log_expm1",
-    "poisson_gaussian_rdp",
+    "not_falling",
+    "poisson_rdp",
     "rdp",
     "rdp_at",
     "slack_delta",
@@ -75,95 +76,9 @@ __all__ = [
     "total_curve",
 ]
 
-Floats: TypeAlias = NDArray[np.float64]
-_Long: TypeAlias = NDArray[np.longdouble]
-_Whole: TypeAlias = NDArray[np.intp]
-
-MIN_ORDER = 1.01
-MAX_ORDER = 1 << 16
-
-DEFAULT_ORDERS: tuple[float, ...] = (
-    1.05,
-    *(1 + x / 10 for x in range(1, 100)),
-    *(float(a) for a in range(11, 64)),
-    *(float(1 << k) for k in range(7, 13)),
-)
-"""The grid: 1.05; 1.1 to 10.9 by .1; 11 to 63; 128, 256, ..., 4096."""
-
-_PRECISE = 1024  # integer orders up to here are summed in long double
 _INTEGERS_ONLY = 256  # refinement uses whole orders above this one
 _REFINE_ROUNDS, _REFINE_POINTS = 3, 13
-_QUADRATURE_NOISE = (0.2, 1e4)
 _TINY = np.finfo(np.float64).tiny  # no release is free: an underflow must not become a zero
-
-
-class Orders:
-    """A fixed set of RDP orders with everything that depends on the orders alone.
-
-    Built through :meth:`of`, which returns the same object for the same orders, so that curves can
-    be cached under it. Equal only to itself.
-    """
-
-    __slots__ = (
-        "_log_order",
-        "_log_shrink",
-        "fractional",
-        "highest_whole",
-        "inverse",
-        "large",
-        "precise",
-        "precise_orders",
-        "values",
-    )
-
-    def __init__(self, values: tuple[float, ...]) -> None:
-        self.values: Floats = np.array(values, dtype=np.float64)
-        self.values.flags.writeable = False
-        self.inverse: Floats = 1.0 / (self.values - 1.0)
-        self._log_order: Floats = np.log(self.values)
-        self._log_shrink: Floats = np.log1p(-1.0 / self.values)
-        is_whole = self.values == np.round(self.values)
-        self.precise = np.flatnonzero(is_whole & (self.values <= _PRECISE))
-        self.large = np.flatnonzero(is_whole & (self.values > _PRECISE))
-        self.fractional = np.flatnonzero(~is_whole)
-        self.precise_orders = tuple(self.values[self.precise].astype(int).tolist())
-        self.highest_whole = int(self.values[is_whole].max(initial=0))
-
-    @staticmethod
-    def of(values: Iterable[float]) -> Orders:
-        """The orders, which must increase strictly and lie in [1.01, 65536].
-
-        Raises:
-            InvalidParameter: for no orders, bools, or orders out of range or out of order.
-        """
-        return _orders(tuple(values))
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def to_epsilon(self, curve: Floats, delta: float) -> Floats:
-        """Epsilon at each order for this delta, not clipped at zero (Prop. 12, see module)."""
-        return curve + self._log_shrink - (math.log(delta) + self._log_order) * self.inverse
-
-    def to_log_delta(self, curve: Floats, epsilon: float) -> Floats:
-        """Natural log of delta at each order for this epsilon, not clipped at zero."""
-        with np.errstate(over="ignore"):
-            return (self.values - 1.0) * (curve - epsilon + self._log_shrink) - self._log_order
-
-
-@lru_cache(maxsize=4096)
-def _orders(values: tuple[float, ...]) -> Orders:
-    if not values:
-        raise InvalidParameter("orders must hold at least one order, found none")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, float | int):
-            raise InvalidParameter(f"orders must be numbers, found {type(value).__name__}")
-        if not MIN_ORDER <= value <= MAX_ORDER:
-            raise InvalidParameter(f"orders must be in [{MIN_ORDER}, {MAX_ORDER}], found {value!r}")
-    if any(b <= a for a, b in itertools.pairwise(values)):
-        raise InvalidParameter("orders must increase strictly")
-    return Orders(tuple(float(value) for value in values))
-
 
 # --- the registry -------------------------------------------------------------------------------
 
@@ -296,6 +211,37 @@ def count_weight(count: int) -> float:
         return math.inf
 
 
+_GRID = Orders.of(DEFAULT_ORDERS)
+
+
+def not_falling(bound: _Curve[_E], event: _E, orders: Orders, adjacency: Adjacency) -> Floats:
+    """A bound, and at every order the least one of the grid's larger orders.
+
+    A Renyi divergence does not fall with its order, so what bounds it at an order bounds it at all
+    smaller ones; the bounds of some theorems do fall.
+
+    Args:
+        bound: the theorem's bound; a function of a module, whose values on the grid are kept.
+        event: what it bounds.
+        orders: where it is wanted.
+        adjacency: the neighbour relation of the claim.
+
+    Returns:
+        float64[len(orders)].
+    """
+    at_least = _least_from_here(bound, event, adjacency)
+    above: Floats = at_least[np.searchsorted(_GRID.values, orders.values)]
+    found: Floats = np.minimum(bound(event, orders, adjacency), above)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _least_from_here(bound: _Curve[Any], event: Event, adjacency: Adjacency) -> Floats:
+    """Per order of the grid the least bound of it and the larger ones; infinite beyond the grid."""
+    on_grid = bound(event, _GRID, adjacency)
+    return np.append(np.minimum.accumulate(on_grid[::-1])[::-1], np.inf)
+
+
 # --- M1 -----------------------------------------------------------------------------------------
 
 
@@ -345,6 +291,13 @@ def _poisson(event: Poisson, orders: Orders, adjacency: Adjacency) -> Floats:
             "account for the inner event alone",
             event=event,
         )
+    if _is_one_symmetric_release(inner):
+        return poisson_rdp(rate, inner, orders, adjacency)
+    return not_falling(_with_factor_three, event, orders, adjacency)
+
+
+def _with_factor_three(event: Poisson, orders: Orders, adjacency: Adjacency) -> Floats:
+    rate, inner = _merged_sample(event)
     return poisson_rdp(rate, inner, orders, adjacency)
 
 
@@ -415,10 +368,10 @@ def poisson_rdp(rate: float, inner: Event, orders: Orders, adjacency: Adjacency)
     """
     symmetric = _is_one_symmetric_release(inner)
 
-    def exponents(highest: int) -> _Long:
-        k, _ = _pairs(highest)
+    def exponents(highest: int) -> Longs:
+        k, _ = pairs(highest)
         factors = np.where((k > 2) & (not symmetric), np.log(np.longdouble(3)), np.longdouble(0))
-        exponent: _Long = (k - 1) * inner_curve(inner, highest, adjacency) + factors
+        exponent: Longs = (k - 1) * inner_curve(inner, highest, adjacency) + factors
         return exponent
 
     sampled = between_whole_orders(
@@ -433,257 +386,6 @@ def _is_one_symmetric_release(event: Event) -> bool:
         return _is_one_symmetric_release(event.event)
     found = leaves(event)
     return len(found) == 1 and found[0][1] == 1 and isinstance(found[0][0], _SYMMETRIC)
-
-
-def between_whole_orders(orders: Orders, fill: Callable[[Orders, Floats], None]) -> Floats:
-    """A curve known at whole orders, and the chord of (a - 1) eps(a) between them.
-
-    (a - 1) eps(a) of a true divergence is convex and 0 at a = 1, so the chord between bounds at
-    whole orders is a bound.
-
-    Args:
-        orders: where the curve is wanted.
-        fill: writes (a - 1) eps(a) at given whole orders into an array.
-    """
-    a = orders.values
-    needed = np.unique(np.append(np.floor(a), np.ceil(a)))
-    whole = Orders.of(needed[needed > 1].tolist())
-    at_whole = np.empty(len(whole))
-    fill(whole, at_whole)
-    at, points = np.append(0.0, at_whole), np.append(1.0, whole.values)
-    low = np.searchsorted(points, np.floor(a))
-    high = np.searchsorted(points, np.ceil(a))
-    fraction = a - np.floor(a)
-    with np.errstate(invalid="ignore"):
-        chord = at[low] + fraction * (at[high] - at[low])
-    log_a = np.where(fraction == 0, at[low], np.where(np.isinf(at[high]), np.inf, chord))
-    return log_a * orders.inverse
-
-
-# --- M2 -----------------------------------------------------------------------------------------
-
-
-def poisson_gaussian_rdp(sample_rate: float, noise_multiplier: float, orders: Orders) -> Floats:
-    """M2, log(A) / (a - 1) with A = E_{w ~ N(0, s^2)}[((1-q) + q e^{(2w-1)/(2 s^2)})^a].
-
-    Args:
-        sample_rate: q, 0 < q < 1.
-        noise_multiplier: s = z > 0.
-        orders: the orders a.
-
-    Returns:
-        float64[len(orders)].
-    """
-    q, s = sample_rate, noise_multiplier
-    log_a = np.empty(len(orders))
-    if orders.fractional.size:
-        if not _QUADRATURE_NOISE[0] <= s <= _QUADRATURE_NOISE[1]:
-            # The quadrature would need millions of points, or its squares might overflow.
-            return between_whole_orders(
-                orders, lambda whole, at_whole: _whole_orders(q, s, whole, at_whole)
-            )
-        _fractional_orders(q, s, orders, log_a)
-    if orders.precise.size or orders.large.size:
-        _whole_orders(q, s, orders, log_a)
-    return log_a * orders.inverse
-
-
-def _whole_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
-    """A = 1 + sum_{k=2..a} C(a,k) (1-q)^(a-k) q^k expm1(k(k-1)/(2 s^2)): all terms positive."""
-    per_pair = 1 / (2 * np.longdouble(s) * np.longdouble(s))
-    log_binomial_mean(q, lambda highest: _pairs(highest)[1] * per_pair, orders, log_a)
-
-
-def log_binomial_mean(
-    q: float, exponents: Callable[[int], _Long], orders: Orders, log_a: Floats
-) -> None:
-    """log(1 + sum_{k=2..a} C(a,k) (1-q)^(a-k) q^k expm1(x_k)) at whole orders a, x_k > 0.
-
-    Args:
-        q: 0 < q < 1.
-        exponents: gives x_2 .. x_highest.
-        orders: whole orders are used, others left alone.
-        log_a: written at the places of the whole orders.
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        log_terms = log_expm1(exponents(orders.highest_whole))
-        log_binomial_sum(q, log_terms, orders, log_a, log_rest=np.log1p(-np.longdouble(q)))
-
-
-def log_binomial_sum(
-    q: float,
-    log_terms: _Long | Floats,
-    orders: Orders,
-    log_a: Floats,
-    *,
-    log_rest: np.longdouble | float = 0.0,
-) -> None:
-    """log(1 + sum_{k=2..a} C(a,k) r^(a-k) q^k t_k) at whole orders a, from the logs of t_k and r.
-
-    The exponents cancel from thousands to about zero, so up to order 1024 they are formed in long
-    double (64-bit mantissa on x86; where it is a plain double the error is 1e-11, not 1e-12).
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        k, _ = _pairs(orders.highest_whole)
-        # r^(a-k) = r^a r^-k: the second factor is the same in all rows, the first in all of one.
-        rest = np.longdouble(log_rest)
-        shared = k * (np.log(np.longdouble(q)) - rest) + log_terms
-        if orders.precise.size:
-            rows = _joined_rows(orders.precise_orders)
-            terms = shared[rows.column]
-            terms += rows.log_binomials
-            log_a[orders.precise] = _log_one_plus_sums(terms, rows, rest)
-        for index in orders.large:
-            rows = _joined_rows((int(orders.values[index]),))
-            terms = rows.log_binomials + shared[rows.column]
-            log_a[index] = _log_one_plus_sums(terms, rows, rest)[0]
-
-
-@lru_cache(maxsize=64)
-def _pairs(highest: int) -> tuple[_Long, _Long]:
-    """Both k and k(k-1), for k = 2..highest."""
-    k: _Long = np.arange(2, highest + 1, dtype=np.longdouble)
-    return k, k * (k - 1)
-
-
-def log_expm1(x: _Long) -> _Long:
-    """log(e^x - 1) for x > 0 without overflow and without cancellation.
-
-    Only the leading x needs the long double; what is added to it is below 1 or stands alone.
-    """
-    y = x.astype(np.float64)
-    return np.where(y > 1, x + np.log1p(-np.exp(-y)), np.log(np.expm1(np.minimum(y, 1.0))))
-
-
-def _log_one_plus_sums(terms: _Long, rows: _Rows, log_rest: np.longdouble) -> Floats:
-    """log(1 + r^a sum e^term) per row of joined rows; the sums themselves need doubles only."""
-    top = np.maximum.reduceat(terms, rows.starts)
-    scaled = np.exp((terms - np.repeat(top, rows.lengths)).astype(np.float64))
-    total = np.add.reduceat(scaled, rows.starts)
-    log_sum = top + rows.orders * log_rest + np.log(total)
-    log_total: Floats = np.logaddexp(0, log_sum.astype(np.float64))
-    log_total[np.isposinf(top)] = np.inf  # noise so small that even the exponents overflow
-    log_total[np.isneginf(top)] = 0.0  # noise so large that all of them underflow
-    return log_total
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Rows:
-    """For each order a in turn the numbers k = 2..a, joined into one array."""
-
-    log_binomials: _Long  # log C(a, k)
-    orders: _Long  # a, once per row
-    column: _Whole  # k - 2
-    starts: _Whole
-    lengths: _Whole
-
-
-@lru_cache(maxsize=256)
-def _joined_rows(orders: tuple[int, ...]) -> _Rows:
-    """From exact integers: differences of log-gamma would cost three digits."""
-    lengths = np.array(orders) - 1
-    k = [np.arange(2, a + 1) for a in orders]
-    return _Rows(
-        log_binomials=np.concatenate(
-            [_log_half_row(a)[np.minimum(row, a - row)] for a, row in zip(orders, k, strict=True)]
-        ),
-        orders=np.array(orders, dtype=np.longdouble),
-        column=np.concatenate(k) - 2,
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-    )
-
-
-def _log_half_row(a: int) -> _Long:
-    """The logs of C(a, k), k = 0..a//2: the top 63 bits of each integer and its power of two."""
-    leading, shifts, binomial = [1], [0], 1
-    for k in range(1, a // 2 + 1):
-        binomial = binomial * (a - k + 1) // k
-        shift = max(0, binomial.bit_length() - 63)
-        leading.append(binomial >> shift)
-        shifts.append(shift)
-    logs: _Long = np.log(np.array(leading, dtype=np.uint64).astype(np.longdouble))
-    half_row: _Long = logs + np.array(shifts) * np.log(np.longdouble(2))
-    return half_row
-
-
-def _fractional_orders(q: float, s: float, orders: Orders, log_a: Floats) -> None:
-    """The trapezoid rule, in groups of similar orders so that no large order widens all grids."""
-    remaining = orders.fractional
-    for limit in (16.0, 128.0, math.inf):
-        group = remaining[orders.values[remaining] <= limit]
-        remaining = remaining[orders.values[remaining] > limit]
-        if group.size:
-            log_a[group] = _log_expectation(q, s, orders.values[group])
-
-
-def _log_expectation(q: float, s: float, a: Floats) -> Floats:
-    """The log of A at real orders by the trapezoid rule on [-9.5 s, max(a) + 9.5 s].
-
-    The integrand is analytic for abs(Im w) < pi s^2, so with step min(s/3, s^2/2) the rule's error
-    is about e^-39 of the integrand's size. Where A is near 1 it is found from A - 1, for log A
-    rises with the order: if the largest order is near 1, so are all.
-    """
-    step = min(s / 3, s * s / 2)
-    w = np.arange(-9.5 * s, float(a[-1]) + 9.5 * s + step, step)
-    log_weight = -(w * w) / (2 * s * s) + math.log(step / (s * math.sqrt(2 * math.pi)))
-    y = (2 * w - 1) / (2 * s * s)
-    with np.errstate(over="ignore", under="ignore"):
-        # g: log of the bracket, so that A = E[e^{a g}] and E[e^g] = 1.
-        g = np.where(y < 700, np.log1p(q * np.expm1(np.minimum(y, 700.0))), y + math.log(q))
-        result = _log_mean_power(a[-1:], g, log_weight)
-        if result[0] >= 0.3:
-            result = np.append(_log_mean_power(a[:-1], g, log_weight), result)
-        else:
-            result = np.zeros(len(a))
-        near_one = result < 0.3
-        if near_one.any():
-            result[near_one] = _log1p_excess(a[near_one], g, log_weight)
-    return result
-
-
-def _log_mean_power(a: Floats, g: Floats, log_weight: Floats) -> Floats:
-    """The log of E[e^{a g}] per order, stable where it is large."""
-    exponent = a[:, None] * g
-    exponent += log_weight
-    top: Floats = exponent.max(axis=1, initial=-math.inf)
-    np.subtract(exponent, top[:, None], out=exponent)
-    log_mean: Floats = top + np.log(np.exp(exponent, out=exponent).sum(axis=1))
-    return log_mean
-
-
-_TAYLOR = np.arange(2.0, 15.0)
-_FACTORIALS = np.cumprod(np.append(1.0, _TAYLOR))[1:]
-
-
-def _log1p_excess(a: Floats, g: Floats, log_weight: Floats) -> Floats:
-    """The log of A where A is near 1, from A - 1 = E[expm1(a g) - a expm1(g)], since E[e^g] = 1.
-
-    The integrand is of second order in g. Three forms of it: e^{a g} against its weight in log
-    space where it would overflow; the plain difference; the series
-    sum_{k=2..14} (a^k - a) g^k / k! where abs(a g) < .1 and the difference would cancel.
-    """
-    order = a[:, None]
-    ag = order * g
-    weight = np.exp(log_weight)
-    integrand = np.minimum(ag, 30.0)
-    np.expm1(integrand, out=integrand)
-    integrand -= order * np.expm1(np.minimum(g, 30.0))
-    # g rises along the grid, and a > 1: each of the other two forms is needed on one piece only.
-    near = slice(*np.searchsorted(g, (-0.1, 0.1)))
-    if near.start < near.stop:
-        repeated = np.broadcast_to(g[near], (14, near.stop - near.start))
-        powers = np.cumprod(repeated, axis=0, dtype=np.float64)[1:] / _FACTORIALS[:, None]
-        series = (order * np.expm1(np.log(order) * (_TAYLOR - 1))) @ powers
-        np.copyto(integrand[:, near], series, where=np.abs(ag[:, near]) < 0.1)
-    integrand *= weight
-    far = slice(int(np.searchsorted(g, 30.0 / a[-1])), len(g))
-    if far.start < far.stop:
-        weighted = np.exp(ag[:, far] + log_weight[far]) - weight[far]
-        weighted -= order * (np.exp(g[far] + log_weight[far]) - weight[far])
-        np.copyto(integrand[:, far], weighted, where=ag[:, far] > 30)
-    log_a: Floats = np.log1p(np.maximum(integrand.sum(axis=1), 0.0))
-    return log_a
 
 
 # --- the best order -----------------------------------------------------------------------------

@@ -17,17 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from accounting.curves import (
-    DEFAULT_ORDERS,
-    Floats,
-    Orders,
-    between_whole_orders,
-    combined_gaussian,
-    curve_of,
-    inner_curve,
-    log_binomial_sum,
-    rdp,
-)
+from accounting.curves import combined_gaussian, curve_of, inner_curve, not_falling, rdp
 from accounting.errors import UnsupportedEvent
 from accounting.events import (
     ZCDP,
@@ -49,8 +39,17 @@ from accounting.events import (
     Skellam,
     leaves,
 )
+from accounting.orders import DEFAULT_ORDERS, Floats, Orders, between_whole_orders
+from accounting.poisson_gaussian import log_binomial_sum
 
-__all__ = ["group_chances", "group_event", "log_even_moments", "mean_runs", "survivors_event"]
+__all__ = [
+    "fixed_size_bound",
+    "group_chances",
+    "group_event",
+    "log_even_moments",
+    "mean_runs",
+    "survivors_event",
+]
 
 _MOMENTS_UP_TO = 256  # orders of M4's first entry; above, its second one alone
 _STEP = 0.05
@@ -61,6 +60,15 @@ _STEP = 0.05
 
 @curve_of(FixedSize)
 def _fixed_size(event: FixedSize, orders: Orders, adjacency: Adjacency) -> Floats:
+    return not_falling(fixed_size_bound, event, orders, adjacency)
+
+
+def fixed_size_bound(event: FixedSize, orders: Orders, adjacency: Adjacency) -> Floats:
+    """M4 as it is printed, never above the event without a cohort.
+
+    Raises:
+        UnsupportedEvent: under add-remove, or around anything but releases of noise.
+    """
     if adjacency is Adjacency.ADD_REMOVE:
         raise UnsupportedEvent(
             "a cohort of fixed size has no cost under add-remove: the others would move up; use "
@@ -179,15 +187,7 @@ _GRID = Orders.of(DEFAULT_ORDERS)
 
 @curve_of(Select)
 def _select(event: Select, orders: Orders, adjacency: Adjacency) -> Floats:
-    """The theorem's bound, and at every order the least one of the grid's larger orders.
-
-    A Renyi divergence does not fall with its order; the theorems' bounds may.
-    """
-    on_grid = _select_bound(event, _GRID, adjacency)
-    least = np.append(np.minimum.accumulate(on_grid[::-1])[::-1], np.inf)
-    above: Floats = least[np.searchsorted(_GRID.values, orders.values)]
-    found: Floats = np.minimum(_select_bound(event, orders, adjacency), above)
-    return found
+    return not_falling(_select_bound, event, orders, adjacency)
 
 
 def _select_bound(event: Select, orders: Orders, adjacency: Adjacency) -> Floats:

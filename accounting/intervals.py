@@ -42,9 +42,11 @@ from accounting.events import (
     leaves,
 )
 
-__all__ = ["Interval", "interval", "shuffled_delta"]
+__all__ = ["Interval", "Losses", "interval", "on_grid", "rounds_epsilon", "shuffled_delta"]
 
 _THRESHOLDS = 6001
+_LEAST_NOISE, _MOST_NOISE = 1e-6, 1e12  # of a shuffle's lower end
+_PAIR_NOISE = 1e-3, 1e6  # of the distributions of our own
 _MAX_CELLS = 1 << 23
 _TAIL = 1e-14  # of one composition; added to delta above, left out below
 
@@ -158,6 +160,9 @@ def shuffled_delta(value: float, s: float, batches: int) -> float:
 
 def _shuffled_lower(s: float, batches: int, delta: float) -> float:
     """The largest epsilon, rounded down, at which delta is still exceeded."""
+    if s > _MOST_NOISE:
+        return 0.0  # always a lower bound; the thresholds need numbers that can be squared
+    s = max(s, _LEAST_NOISE)  # more noise than there is: still a lower bound
     if shuffled_delta(0.0, s, batches) <= delta:
         return 0.0
     low, high = 0.0, 1.0
@@ -178,14 +183,14 @@ def _shuffled_lower(s: float, batches: int, delta: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Losses:
+class Losses:
     """Probabilities of the losses first * h, (first + 1) * h, ...; the rest is infinite or lost."""
 
     first: int
     mass: Floats
 
 
-def _on_grid(loss: Floats, mass: Floats, h: float, *, up: bool) -> _Losses:
+def on_grid(loss: Floats, mass: Floats, h: float, *, up: bool) -> Losses:
     """Each loss moved to a multiple of h, up or down."""
     cells = np.ceil(loss / h - 1e-9) if up else np.floor(loss / h + 1e-9)
     if up:
@@ -194,10 +199,10 @@ def _on_grid(loss: Floats, mass: Floats, h: float, *, up: bool) -> _Losses:
         cells = np.where(cells * h > loss, cells - 1, cells)
     index = cells.astype(np.int64)
     first = int(index.min())
-    return _Losses(first=first, mass=np.bincount(index - first, weights=mass).astype(np.float64))
+    return Losses(first=first, mass=np.bincount(index - first, weights=mass).astype(np.float64))
 
 
-def _compose(losses: _Losses, times: int, h: float) -> tuple[_Losses, float]:
+def _compose(losses: Losses, times: int, h: float) -> tuple[Losses, float]:
     """The sum of independent losses by FFT, and a bound on the mass that is lost or wrong.
 
     The window is chosen by Chernoff bounds on both tails, so that what wraps around in the cyclic
@@ -218,7 +223,7 @@ def _compose(losses: _Losses, times: int, h: float) -> tuple[_Losses, float]:
     mass = np.maximum(np.roll(total, -shift)[: high - low + 1], 0.0)
     # The transforms' rounding, in the 2-norm and then summed over all cells.
     rounding = times * 2**-50 * math.sqrt(size) * float(np.linalg.norm(losses.mass))
-    return _Losses(first=low, mass=mass), 2 * _TAIL + rounding
+    return Losses(first=low, mass=mass), 2 * _TAIL + rounding
 
 
 def _window(loss: Floats, mass: Floats, times: int, h: float) -> tuple[int, int]:
@@ -238,7 +243,7 @@ def _window(loss: Floats, mass: Floats, times: int, h: float) -> tuple[int, int]
     return math.floor(low / h), math.ceil(high / h)
 
 
-def _epsilon_of(losses: _Losses, h: float, delta: float, infinite: float) -> float:
+def _epsilon_of(losses: Losses, h: float, delta: float, infinite: float) -> float:
     """The smallest epsilon with infinite + E[(1 - e^(eps - L))+] <= delta; inf if there is none."""
     if infinite > delta:
         return math.inf
@@ -272,6 +277,12 @@ class _Pair:
 
 def _sampled_pair(q: float, z: float, adjacency: Adjacency) -> _Pair:
     """(1-q) N(0) + q N(1) against N(0), or against (1-q) N(0) + q N(-1); deviation z."""
+    if not _PAIR_NOISE[0] <= z <= _PAIR_NOISE[1]:
+        raise UnsupportedEvent(
+            f"fixed cohorts and clients have an interval for noise multipliers in "
+            f"[{_PAIR_NOISE[0]:g}, {_PAIR_NOISE[1]:g}], found {z!r}",
+            event=Gaussian(noise_multiplier=z) if z < math.inf else None,
+        )
     against = -1.0 if adjacency is Adjacency.REPLACE_ONE else 0.0
 
     def ratio(w: Floats, centre: float) -> Floats:
@@ -297,13 +308,19 @@ def _sampled_pair(q: float, z: float, adjacency: Adjacency) -> _Pair:
     )
 
 
-def _discretised(pair: _Pair, h: float, *, forward: bool, up: bool) -> tuple[_Losses, float, float]:
+def _discretised(pair: _Pair, h: float, *, forward: bool, up: bool) -> tuple[Losses, float, float]:
     """The loss of (P, Q), or of (Q, P), on the grid; the mass outside; the most a loss was moved.
 
     Cells of w are so small that the loss moves by about h in each; the end of the cell that bounds
     the loss on the needed side is taken, and then the grid point on that side.
     """
     ends = pair.loss(np.array([-pair.reach, pair.reach]))
+    if not float(ends[1] - ends[0]) / h <= _MAX_CELLS:  # before any memory is taken
+        raise UnsupportedEvent(
+            f"an interval would need losses from {ends[0]:.3g} to {ends[1]:.3g} in cells of "
+            f"{h:.2g}, more than {_MAX_CELLS} of them: so little noise has no interval",
+            event=None,
+        )
     points = min(max(int(2 * (ends[1] - ends[0]) / h), 4096), _MAX_CELLS)
     w = np.linspace(-pair.reach, pair.reach, points)
     loss = pair.loss(w)
@@ -313,7 +330,7 @@ def _discretised(pair: _Pair, h: float, *, forward: bool, up: bool) -> tuple[_Lo
     end = (right if up else left) if forward else -(left if up else right)
     # What is outside of the grid of w counts as infinite above, and is left out below.
     return (
-        _on_grid(end, np.maximum(mass, 0.0), h, up=up),
+        on_grid(end, np.maximum(mass, 0.0), h, up=up),
         max(0.0, 1.0 - float(mass.sum())),
         h + float(np.max(right - left)),
     )
@@ -329,22 +346,61 @@ def _own_epsilon(
     worst = 0.0
     for forward in (True, False):
         one, outside, moved = _discretised(pair, h, forward=forward, up=up)
-        inner, inner_error = _compose(one, steps, h)
-        if p < 1:
-            inner = _with_coin(inner, p, h, steps * moved, forward=forward, up=up)
-        total, error = _compose(inner, rounds, h)
-        error += rounds * inner_error
-        if up:
-            found = _epsilon_of(total, h, delta, rounds * steps * outside + error)
-        else:  # mass that may be there by error must not prove anything
-            found = _epsilon_of(total, h, delta + error, 0.0)
+        found = rounds_epsilon(
+            one,
+            (outside, moved),
+            steps=steps,
+            p=p,
+            rounds=rounds,
+            delta=delta,
+            h=h,
+            forward=forward,
+            up=up,
+        )
         worst = max(worst, found)
     return worst
 
 
+def rounds_epsilon(
+    one: Losses,
+    lost: tuple[float, float],
+    *,
+    steps: int,
+    p: float,
+    rounds: int,
+    delta: float,
+    h: float,
+    forward: bool,
+    up: bool,
+) -> float:
+    """Epsilon in one direction from the discretised loss of one step, whatever the mechanism is.
+
+    Args:
+        one: the loss of (P, Q) if ``forward``, else of (Q, P), rounded up or down as ``up`` says.
+        lost: probability outside of ``one``; the most that a loss was moved.
+        steps: of a client that takes part.
+        p: probability of its coin.
+        rounds: how often all this happens.
+        delta: 0 < delta < 1.
+        h: grid width.
+        forward: which direction.
+        up: an upper bound, else a lower one.
+    """
+    outside, moved = lost
+    inner, inner_error = _compose(one, steps, h)
+    if p < 1:
+        inner = _with_coin(inner, p, h, steps * moved, forward=forward, up=up)
+    total, error = _compose(inner, rounds, h)
+    error += rounds * inner_error
+    if up:
+        return _epsilon_of(total, h, delta, rounds * steps * outside + error)
+    # Mass that may be there by error must not prove anything.
+    return _epsilon_of(total, h, delta + error, 0.0)
+
+
 def _with_coin(
-    losses: _Losses, p: float, h: float, moved: float, *, forward: bool, up: bool
-) -> _Losses:
+    losses: Losses, p: float, h: float, moved: float, *, forward: bool, up: bool
+) -> Losses:
     """The loss of ((1-p) R + p P, (1-p) R + p Q) from the loss L of (P, Q).
 
     Above, R disjoint from both: L with probability p, else 0. Below, R = Q:
@@ -353,11 +409,11 @@ def _with_coin(
     """
     value = (np.arange(len(losses.mass)) + losses.first) * h
     if up:
-        return _on_grid(np.append(value, 0.0), np.append(p * losses.mass, 1 - p), h, up=True)
+        return on_grid(np.append(value, 0.0), np.append(p * losses.mass, 1 - p), h, up=True)
     if forward:
         mass = losses.mass * ((1 - p) * np.exp(-value - moved) + p)  # not above the true mass
-        return _on_grid(np.logaddexp(math.log1p(-p), math.log(p) + value), mass, h, up=False)
-    return _on_grid(-np.logaddexp(math.log1p(-p), math.log(p) - value), losses.mass, h, up=False)
+        return on_grid(np.logaddexp(math.log1p(-p), math.log(p) + value), mass, h, up=False)
+    return on_grid(-np.logaddexp(math.log1p(-p), math.log(p) - value), losses.mass, h, up=False)
 
 
 # --- M4 and M11 ---------------------------------------------------------------------------------

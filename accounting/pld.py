@@ -57,6 +57,7 @@ __all__ = ["MAX_CELLS", "grid_width", "pld_available", "pld_epsilon", "pld_fits"
 MAX_CELLS = 20_000_000
 _TAIL = 1e-15  # probability outside of the range for which cells are counted
 _LARGEST_GROUP = 1000
+_MOST_NOISE, _LEAST_RATE = 1e8, 1e-12
 _LISTED = 24.0  # outcomes of a discrete Gaussian, in units of sigma; the rest has mass 1e-30
 
 
@@ -258,7 +259,17 @@ def _rdp_size(parts: list[_Part], adjacency: Adjacency, delta: float) -> float:
 def _refuse_large_grids(
     event: Event, parts: list[_Part], adjacency: Adjacency, width: float
 ) -> None:
-    """Before any memory is taken: the range of the composed loss and of each single one."""
+    """Before any memory is taken: the range of the composed loss and of each single one.
+
+    Beyond noise of 1e8 and below rates of 1e-12 the back end's numbers overflow.
+    """
+    for part in parts:
+        if part.noise > _MOST_NOISE or part.rate < _LEAST_RATE:
+            raise UnsupportedEvent(
+                f"privacy-loss distributions are for noise of at most {_MOST_NOISE:g} norm bounds "
+                f"and rates of at least {_LEAST_RATE:g}, found {event}: use rdp",
+                event=event,
+            )
     single = 0.0
     for part in parts:
         shift = part.units * (2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0) / part.noise
@@ -329,10 +340,16 @@ def _distribution(part: _Part, adjacency: Adjacency, width: float) -> PrivacyLos
 def _composed_epsilon(
     parts: tuple[_Part, ...], adjacency: Adjacency, width: float, delta: float
 ) -> float:
-    total = _distribution(parts[0], adjacency, width)
-    for part in parts[1:]:
-        total = total.compose(_distribution(part, adjacency, width))
-    found = float(total.get_epsilon_for_delta(delta))
+    try:
+        total = _distribution(parts[0], adjacency, width)
+        for part in parts[1:]:
+            total = total.compose(_distribution(part, adjacency, width))
+        found = float(total.get_epsilon_for_delta(delta))
+    except (ArithmeticError, ValueError) as error:
+        raise UnsupportedEvent(
+            f"dp-accounting found no privacy-loss distribution for {list(parts)}: {error}: use rdp",
+            event=None,
+        ) from error
     return math.inf if math.isnan(found) else max(0.0, found)
 
 

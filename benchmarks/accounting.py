@@ -39,7 +39,8 @@ from accounting import (  # noqa: E402  # as above
     calibrate,
     digest,
 )
-from accounting.curves import Orders, poisson_gaussian_rdp  # noqa: E402  # as above
+from accounting.orders import Orders  # noqa: E402  # as above
+from accounting.poisson_gaussian import poisson_gaussian_rdp  # noqa: E402  # as above
 
 ADD = Adjacency.ADD_REMOVE
 PHASES = {

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from accounting import (
     Laplace,
     NoiseShares,
     NonPrivate,
+    Over,
     Poisson,
     PureDP,
     RDPAccountant,
@@ -41,10 +43,15 @@ from accounting import (
     Shuffled,
     Skellam,
     Tree,
+    calibrate,
     digest,
     dump,
     epsilon,
+    interval,
+    intervals,
     parse,
+    pld,
+    rounded_sensitivity,
 )
 from accounting.events import MAX_DEPTH, MAX_NODES, from_json, leaves, to_json
 from accounting.pld import pld_supports
@@ -160,6 +167,139 @@ def test_whatever_is_asked_the_answer_is_a_number_or_our_error(
     answers(lambda: accountant.delta(value).delta)
     answers(lambda: accountant.epsilon_at(value, delta).value)
     answers(lambda: float(pld_supports(event, adjacency)))
+
+
+gaussians = st.builds(Gaussian, noise_multiplier=positive)
+sampled = st.builds(Poisson, sample_rate=rates, event=gaussians)
+with_intervals = st.one_of(
+    st.builds(Shuffled, batches=counts, epochs=counts, reshuffle=st.booleans(), event=gaussians),
+    st.builds(
+        Repeat,
+        count=counts,
+        event=st.one_of(
+            gaussians,
+            st.builds(Hierarchical, p_client=rates, steps=counts, event=gaussians | sampled),
+            st.builds(
+                FixedSize,
+                population=st.integers(100, 1 << 53),
+                cohort=st.integers(1, 100),
+                event=gaussians,
+            ),
+        ),
+    ),
+)
+with_distributions = st.builds(
+    Repeat,
+    count=counts,
+    event=st.one_of(
+        sampled,
+        st.builds(Poisson, sample_rate=rates, event=st.builds(Laplace, b=positive)),
+        st.builds(DiscreteGaussian, sigma=positive, l2=st.floats(0.5, 1.4)),
+        st.builds(Group, k=counts, event=sampled),
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events | with_intervals,
+    adjacencies,
+    st.one_of(st.floats(), st.sampled_from([5e-324, 1e-5, 0.5, 1 - 2**-53])),
+)
+@pytest.mark.filterwarnings("ignore::accounting.errors.OrderAtEdgeWarning")
+def test_whatever_is_asked_both_ends_of_an_interval_are_numbers_in_order(
+    event: Event, adjacency: Adjacency, delta: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "_MAX_CELLS", 1 << 12)  # the refusal of larger grids, but sooner
+        try:
+            found = interval(event, delta, adjacency=adjacency)
+        except AccountingError:
+            return
+    assert 0 <= found.lower.value <= found.upper.value
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    events | with_distributions,
+    adjacencies,
+    st.one_of(st.floats(), st.sampled_from([5e-324, 1e-5, 0.5])),
+)
+def test_whatever_is_asked_a_distribution_gives_a_number_or_our_error(
+    event: Event, adjacency: Adjacency, delta: float
+) -> None:
+    pytest.importorskip("dp_accounting", reason="dp-accounting (extra pld) is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pld, "MAX_CELLS", 20_000)  # the refusal of larger grids, but sooner
+        try:
+            found = pld.pld_epsilon(event, delta, adjacency=adjacency, width=1e-1)
+        except AccountingError:
+            return
+    assert found.value >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    events,
+    adjacencies,
+    st.one_of(st.floats(), st.sampled_from([1e-300, 1.0, 1e6])),
+    st.one_of(st.floats(), st.sampled_from([5e-324, 1e-5, 0.5])),
+    st.sampled_from(list(Over)),
+)
+@pytest.mark.filterwarnings("ignore::accounting.errors.OrderAtEdgeWarning")
+def test_whatever_is_calibrated_the_target_is_met_or_refused(
+    event: Event, adjacency: Adjacency, target: float, delta: float, over: Over
+) -> None:
+    makers: dict[Over, Callable[[Any], Event]] = {
+        Over.NOISE_MULTIPLIER: lambda z: Compose(events=(event, Gaussian(noise_multiplier=z))),
+        Over.STEPS: lambda n: Repeat(event=event, count=n),
+        Over.SAMPLE_RATE: lambda q: Poisson(sample_rate=q, event=event),
+        Over.COHORT: lambda m: FixedSize(population=1000, cohort=m, event=event),
+    }
+    try:
+        found = calibrate(makers[over], target, delta, adjacency=adjacency, over=over)
+    except AccountingError:
+        return
+    assert found.achieved.value <= target
+    again = epsilon(makers[over](found.value), delta, adjacency=adjacency, method="rdp")
+    assert again.value <= target
+
+
+@given(events, adjacencies, st.sampled_from(["rdp", "pld"]))
+def test_whatever_crosses_the_bridge_comes_back_or_is_refused(
+    event: Event, adjacency: Adjacency, accountant: Literal["rdp", "pld"]
+) -> None:
+    pytest.importorskip("dp_accounting", reason="dp-accounting (extra pld) is not installed")
+    from accounting.interop.dp_accounting import from_event, to_event
+
+    theirs = to_event(event, adjacency=adjacency, accountant=accountant)
+    try:
+        back = from_event(theirs, adjacency=adjacency)
+    except AccountingError:
+        return
+    assert parse(dump(back)) == back
+
+
+anything = st.one_of(
+    st.floats(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**400), 5e-324, 1e308, None, "1", True, 1j, Decimal(1), 2.5]),
+)
+
+
+@settings(max_examples=200)
+@given(anything, anything, anything)
+def test_whatever_is_rounded_its_norms_are_numbers_or_refused(
+    clip: Any, scale: Any, dim: Any
+) -> None:
+    try:
+        l2, l1 = rounded_sensitivity(clip, scale, dim)
+    except InvalidParameter:
+        return
+    assert isinstance(dim, int)
+    assert 0 < l2 < math.inf
+    assert 0 < l1 < math.inf
+    assert l2 >= clip * scale
 
 
 @given(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -25,6 +26,7 @@ from accounting import (
     epsilon,
     interval,
 )
+from accounting.intervals import on_grid, rounds_epsilon
 
 ADD, ZERO, REPLACE = Adjacency.ADD_REMOVE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE
 
@@ -150,6 +152,160 @@ def test_clients_without_sampled_records_bracket_both_extreme_cases(
     assert found.lower.value >= 0.99 * best - 2e-3
     assert found.upper.value >= worst * (1 - 1e-6)
     assert found.upper.value <= 1.01 * worst + 2e-3
+
+
+# --- brute force over finite mechanisms ---------------------------------------------------------
+
+
+def one_client_round(
+    p: np.ndarray, q: np.ndarray, steps: int, chance: float, absent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both laws of one round, outcome by outcome: all steps, and one outcome that nothing else has.
+
+    ``absent``: the law R of a client that stays out, whatever its other records are.
+    """
+    taking_part = []
+    for law in (p, q):
+        whole = np.array([1.0])
+        for _ in range(steps):
+            whole = np.outer(whole, law).ravel()
+        taking_part.append(np.append(whole, 0.0))
+    first, second = ((1 - chance) * absent + chance * law for law in taking_part)
+    return first, second
+
+
+def rounds_of(law: np.ndarray, rounds: int) -> np.ndarray:
+    whole = np.array([1.0])
+    for _ in range(rounds):
+        whole = np.outer(whole, law).ravel()
+    return whole
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_clients_brackets_hold_for_finite_mechanisms_and_any_absent_client(seed: int) -> None:
+    """Upper: not below any R. Lower: not above R = Q. Every outcome listed; no Gaussian, no FFT."""
+    rng = np.random.default_rng(seed)
+    outcomes, steps, rounds = int(rng.integers(2, 5)), int(rng.integers(1, 3)), 2
+    p, q = rng.dirichlet(np.ones(outcomes), size=2) * 0.9 + 0.1 / outcomes
+    chance, delta, h = float(rng.uniform(0.1, 0.9)), 10 ** float(rng.uniform(-4, -1)), 1e-4
+    size = outcomes**steps
+
+    def end(*, up: bool) -> float:
+        found = []
+        for forward, (one, other) in ((True, (p, q)), (False, (q, p))):
+            found.append(
+                rounds_epsilon(
+                    on_grid(np.log(one / other), one, h, up=up),
+                    (0.0, 1.001 * h),
+                    steps=steps,
+                    p=chance,
+                    rounds=rounds,
+                    delta=delta,
+                    h=h,
+                    forward=forward,
+                    up=up,
+                )
+            )
+        return max(found)
+
+    upper, lower = end(up=True), end(up=False)
+    assert lower <= upper
+
+    def exact(absent: np.ndarray) -> float:
+        pair = [rounds_of(law, rounds) for law in one_client_round(p, q, steps, chance, absent)]
+        return max(hockey_stick(pair[0], pair[1], delta), hockey_stick(pair[1], pair[0], delta))
+
+    disjoint = np.append(np.zeros(size), 1.0)
+    same = one_client_round(p, q, steps, 1.0, disjoint)
+    absents = [disjoint, *same, *(rng.dirichlet(np.ones(size + 1) * c) for c in (0.1, 1.0, 10.0))]
+    absents += [np.eye(size + 1)[int(rng.integers(size))] for _ in range(3)]
+    for absent in absents:
+        assert exact(absent) <= upper + 1e-9
+    # Both ends are the value of one R, and no further away than the grid.
+    cells = 2 * rounds * (steps + 1) * h + 1e-6
+    assert upper <= exact(disjoint) + cells
+    assert exact(same[1]) - 10 * cells <= lower <= exact(same[1]) + 1e-9
+
+
+def quantised(centre: float, z: float, ends: np.ndarray) -> np.ndarray:
+    return np.diff(norm.cdf(np.concatenate([[-np.inf], ends, [np.inf]]), centre, z))
+
+
+@pytest.mark.parametrize(("chance", "q", "z"), [(0.3, 0.5, 1.0), (0.7, 0.2, 0.6), (0.1, 1.0, 2.0)])
+def test_no_rounded_gaussian_beats_the_upper_end_whoever_is_absent(
+    chance: float, q: float, z: float
+) -> None:
+    """Two steps and two rounds of a sampled Gaussian that is rounded to four outcomes."""
+    rng = np.random.default_rng(3)
+    found = interval(clients(chance, q, 2, z, 2), 1e-3, adjacency=ZERO)
+    for ends in (np.array([-1.0, 0.5, 2.0]), np.array([0.5, 1.5, 3.0])):
+        still = quantised(0.0, z, ends)
+        moved = (1 - q) * still + q * quantised(1.0, z, ends)
+        absents = [np.append(np.zeros(16), 1.0), np.append(np.outer(still, still).ravel(), 0.0)]
+        absents += list(rng.dirichlet(np.full(17, 0.3), size=4))
+        for absent in absents:
+            one, other = (
+                rounds_of(law, 2) for law in one_client_round(moved, still, 2, chance, absent)
+            )
+            assert hockey_stick(one, other, 1e-3) <= found.upper.value
+            assert hockey_stick(other, one, 1e-3) <= found.upper.value
+
+
+def test_a_fixed_cohort_of_two_out_of_three_is_bracketed_by_all_its_data_sets() -> None:
+    """Every data set with contributions -1, 0, 1 and every replacement, by mixture densities."""
+    z, delta = 1.5, 1e-4
+    x = np.linspace(-16, 16, 4001)
+    h = x[1] - x[0]
+
+    def law(data: tuple[int, ...]) -> np.ndarray:
+        pairs = ((0, 1), (0, 2), (1, 2))
+        mixture: np.ndarray = sum(norm.pdf(x, data[i] + data[j], z) for i, j in pairs) / 3 * h
+        return mixture
+
+    values = (-1, 0, 1)
+    worst = {ZERO: 0.0, REPLACE: 0.0}
+    for a in values:
+        for b in values:
+            for old in values:
+                for new in values:
+                    cost = hockey_stick(law((a, b, old)), law((a, b, new)), delta)
+                    worst[REPLACE] = max(worst[REPLACE], cost)
+                    if 0 in (old, new):
+                        worst[ZERO] = max(worst[ZERO], cost)
+    for adjacency, exact in worst.items():
+        found = interval(cohort(3, 2, z, 1), delta, adjacency=adjacency)
+        assert found.lower.value <= exact * (1 + 1e-6) <= found.upper.value
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+def test_a_shuffle_is_bracketed_by_all_data_sets_with_one_unit_per_batch(batches: int) -> None:
+    """The unit zeroed; all others -1, 0 or 1; every order; cells of the batches' releases."""
+    z, delta = 1.0, 1e-3
+    found = interval(shuffled(z, batches), delta, adjacency=ZERO)
+    ends = np.linspace(-4, 5, 23 if batches == 3 else 90)
+    cells = {c: quantised(c, z, ends) for c in (-1, 0, 1)}
+    worst = 0.0
+    for others in itertools.combinations_with_replacement((-1, 0, 1), batches - 1):
+
+        def law(unit: int, others: tuple[int, ...] = others) -> np.ndarray:
+            total = np.array(0.0)
+            orders = list(itertools.permutations((unit, *others)))
+            for order in orders:
+                one = cells[order[0]]
+                for centre in order[1:]:
+                    one = np.multiply.outer(one, cells[centre])
+                total = total + one / len(orders)
+            return total.ravel()
+
+        for unit in (-1, 1):
+            worst = max(
+                worst,
+                hockey_stick(law(unit), law(0), delta),
+                hockey_stick(law(0), law(unit), delta),
+            )
+    assert worst <= found.upper.value
+    # Rounding to cells only hides; what is left is still above the lower end.
+    assert found.lower.value <= worst * 1.03
 
 
 def test_the_upper_end_is_never_below_the_lower_end_over_a_grid() -> None:

@@ -174,7 +174,30 @@ def test_discrete_gaussian_noise_on_several_coordinates_has_no_distribution() ->
             pld_epsilon(event, 1e-5, adjacency=adjacency)
         assert epsilon(event, 1e-5, adjacency=adjacency).method is Method.RDP
     with pytest.raises(UnsupportedEvent, match="cells"):
-        pld_epsilon(DiscreteGaussian(sigma=1e9, l2=1), 1e-5, adjacency=ADD)
+        pld_epsilon(DiscreteGaussian(sigma=9e7, l2=1), 1e-5, adjacency=ADD)
+
+
+def test_of_two_whole_vectors_of_one_norm_neither_has_the_dominating_losses() -> None:
+    """Why integer noise on vectors has no distribution: (2) and (1, 1, 1, 1), both of norm 2."""
+    x = np.arange(-12, 13)
+    weight = np.exp(-(x**2) / 2.0)
+
+    def losses(shift: int) -> tuple[np.ndarray, np.ndarray]:
+        mass = np.exp(-((x - shift) ** 2) / 2.0) / weight.sum()
+        return shift * (2 * x - shift) / 2.0, mass
+
+    def delta(loss: np.ndarray, mass: np.ndarray, eps: float) -> float:
+        return float((mass * np.maximum(-np.expm1(eps - loss), 0.0)).sum())
+
+    ones = losses(1)
+    spread = ones
+    for _ in range(3):
+        spread = (
+            np.add.outer(spread[0], ones[0]).ravel(),
+            np.multiply.outer(spread[1], ones[1]).ravel(),
+        )
+    assert delta(*losses(2), 1.0) > delta(*spread, 1.0) * 1.05
+    assert delta(*losses(2), 2.0) < delta(*spread, 2.0) * 0.95
 
 
 def test_laplace_under_replace_one_is_half_the_scale() -> None:
