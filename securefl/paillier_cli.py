@@ -203,11 +203,12 @@ def inspect(
     data = files.read(file)
     kind = files.kind_of(data)
     warning = files.describe_permissions(file, kind)
-    found: dict[str, Any] = {"file": str(file), "kind": str(kind), **_details(kind, data)}
+    details = _details(kind, data)
+    found: dict[str, Any] = {"file": str(file), "kind": str(kind), **details}
     found["secret"] = kind in files.SECRET_KINDS
     found["warning"] = warning
     lines = [f"{file}: {kind}{' (SECRET)' if found['secret'] else ''}"]
-    lines += [f"  {name}: {value}" for name, value in _details(kind, data).items()]
+    lines += [f"  {name}: {value}" for name, value in details.items()]
     if warning:
         lines.append(f"WARNING: {warning}")
     _say(found, lines, as_json=as_json)

@@ -115,8 +115,8 @@ def _decode(value: object) -> int:
 def _object(text: str, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise WireError(f"a {kind} key file is no JSON: {error}") from None
+    except (ValueError, RecursionError):  # the message could quote a secret key file
+        raise WireError(f"a {kind} key file is no JSON, or holds bare or nested numbers") from None
     if not isinstance(found, dict) or found.get("kty") != "DAJ":
         raise WireError(f'a {kind} key file must be a JSON object with "kty": "DAJ"')
     return found

@@ -196,3 +196,11 @@ def test_malformed_proof_bytes_are_refused(
         return
     assert proof.to_bytes() == bytes(good)
     assert not verify_knowledge(*statement[:2], proof, b"context")
+
+
+def test_ciphertexts_without_an_inverse_fail_and_do_not_crash(small_key: SecretKey) -> None:
+    encryptor = Encryptor(small_key.public)
+    p, n = small_key.primes()[0], small_key.public.n
+    proof = KnowledgeProof(seed=bytes(range(32)), z=5, zeta=7)
+    for number in (0, p, n, n * n):
+        assert not verify_knowledge(encryptor, [number], proof, b"")

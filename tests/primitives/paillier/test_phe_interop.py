@@ -100,3 +100,12 @@ def test_base64_noise_is_refused() -> None:
     for noise in ("ä", "!!!!a", "A"):
         with pytest.raises((WireError, ConfigurationError)):
             phe_interop.public_from_jwk(json.dumps({"kty": "DAJ", "alg": "PAI-GN1", "n": noise}))
+
+
+def test_bare_or_nested_numbers_in_a_key_file_are_refused_without_quoting_it() -> None:
+    long = "7" * 5000
+    for text in ('{"kty": "DAJ", "p": %s}' % long, "[" * 200_000):  # noqa: UP031  # braces
+        with pytest.raises(WireError) as caught:
+            phe_interop.secret_from_jwk(text)
+        assert "777" not in str(caught.value)
+        assert caught.value.__suppress_context__

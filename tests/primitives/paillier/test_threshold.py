@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import pickle
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
+from securefl.primitives import bigint
 from securefl.primitives.paillier import Encryptor
 from securefl.primitives.paillier.threshold import (
     KeyShare,
@@ -265,3 +267,28 @@ def test_the_default_threshold_stands_a_third_of_corrupt_holders(parties: int) -
     corrupt = (parties - 1) // 3
     assert corrupt < t
     assert 2 * t > parties + corrupt
+
+
+@pytest.mark.parametrize("bad", ["zero", "n", "modulus", "negative"])
+def test_a_partial_that_is_no_unit_fails_and_does_not_crash(
+    dealt: Dealt, opened: Opened, bad: str
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    partials, proof = shares[0].partial_with_proof(sealed, b"here")
+    n, N = public.public.n, int(public.degree.modulus)
+    number = {"zero": 0, "n": n, "modulus": N + partials[0], "negative": partials[0] - N}[bad]
+    assert public.verify(1, sealed, partials, proof, b"here")
+    assert not public.verify(1, sealed, (number, *partials[1:]), proof, b"here")
+
+
+def test_a_base_of_small_order_is_refused_although_its_polynomial_fits(dealt: Dealt) -> None:
+    """With v = v_i = -1 every proof about partials would be true, and the v_i fit together."""
+    public, _ = dealt
+    n, N = public.public.n, int(public.degree.modulus)
+    for v in (N - 1, 1 + n, N - 1 - n):
+        with pytest.raises(ConfigurationError, match="generate the squares"):
+            dataclasses.replace(public, v=v, verification=(v,) * public.parties)
+    non_square = next(x for x in range(2, 100) if bigint.jacobi(x, n) == -1)
+    with pytest.raises(ConfigurationError, match="generate the squares"):
+        dataclasses.replace(public, v=non_square)
