@@ -12,18 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefl.errors import ConfigurationError
+from securefl.errors import ConfigurationError, DecryptionRefused
+from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, RandomizerPool, SecretKey, SlotLayout
 from securefl.protocols.machine import Outbound
 from securefl.protocols.paillier import (
     DeciderPolicy,
+    KeyHolder,
+    MemoryRoundBook,
     PaillierClient,
     PaillierTerms,
     SqliteRoundBook,
     Witness,
     paillier_config,
 )
-from securefl.protocols.paillier.messages import MessageType
+from securefl.protocols.paillier.messages import (
+    CheckRequest,
+    Contributor,
+    MessageType,
+    OpenRequest,
+    ProductStatement,
+    RefusalReason,
+    product_digest,
+)
 from securefl.protocols.paillier.terms import check_config
 from securefl.protocols.policy import ClientPolicy
 from securefl.round import SERVER, ClientId, Cohort, RoundId, ThreatModel
@@ -241,3 +252,214 @@ def test_parties_with_the_wrong_key_share_or_place_are_refused(
             directory=machine._directory,
             book=machine._book,
         )
+
+
+def holder_of(session: Any) -> Any:
+    return session.made.parties[session.made.server._terms.key_holder]
+
+
+def witness_of(session: Any, **change: Any) -> Witness:
+    """A witness that forgot everything, or was never honest: it signs a second list too."""
+    old = session.made.parties[session.made.server._terms.witnesses[0]]
+    return Witness(
+        old.client_id,
+        session.made.config,
+        **{
+            "terms": old._terms,
+            "identity": old._end.identity,
+            "directory": old._directory,
+            "book": MemoryRoundBook(),
+            "policy": old._policy,
+            **change,
+        },
+    )
+
+
+def check(session: Any, frames: list[bytes]) -> bytes:
+    digest = product_digest(product(session, frames))
+    body = CheckRequest(submissions=tuple(frames), product_digest=digest).encode()
+    return served(session, MessageType.CHECK_REQUEST, body)
+
+
+def opening(session: Any, frames: list[bytes], statements: list[bytes]) -> bytes:
+    body = OpenRequest(
+        contributors=tuple(Contributor(decode_frame(f).sender, sha256(f)) for f in frames),
+        statements=tuple(statements),
+        block=product(session, frames),
+    ).encode()
+    return served(session, MessageType.OPEN_REQUEST, body)
+
+
+def product(session: Any, frames: list[bytes]) -> bytes:
+    checker, total = session.made.server._check, None
+    for frame in frames:
+        total = checker.multiply(total, checker.frame(frame).ciphertexts)
+    return checker.product_block(total or [])
+
+
+def served(session: Any, kind: MessageType, body: bytes) -> bytes:
+    end = session.made.server._end
+    return end.frame(kind, body, session=end.config_digest)
+
+
+def refused(machine: Any, frame: bytes) -> str:
+    with pytest.raises(DecryptionRefused) as caught:
+        machine.receive(frame, SERVER)
+    return caught.value.reason
+
+
+def test_the_key_holder_opens_one_list_even_if_witnesses_sign_two(
+    bench: Callable[..., Any], secret_key: SecretKey, tmp_path: Path
+) -> None:
+    """Its own book, not the witness's, is what stands between the server and a difference."""
+    session = bench()
+    frames = list(session.submissions().values())
+    two = [frames, frames[1:]]
+    signed = [
+        witness_of(session).receive(check(session, some), SERVER)[0].frame for some in two
+    ]  # fmt: skip
+    old = holder_of(session)
+
+    def reborn() -> KeyHolder:
+        return KeyHolder(
+            old.client_id,
+            session.made.config,
+            terms=old._terms,
+            secret=secret_key,
+            identity=old._end.identity,
+            directory=old._directory,
+            book=SqliteRoundBook(tmp_path / "rounds.db"),
+        )
+
+    machine = reborn()
+    first = opening(session, two[0], signed)
+    (answer,) = machine.receive(first, SERVER)
+    second = opening(session, two[1], signed)
+    assert refused(machine, second) == "ROUND_BOUND"
+    assert refused(reborn(), second) == "ROUND_BOUND"
+    # The lost answer can be asked for again, after a restart too, and says nothing new.
+    assert [x.frame for x in reborn().receive(first, SERVER)] == [answer.frame]
+
+
+def test_only_a_statement_of_a_witness_about_this_list_and_session_counts(
+    bench: Callable[..., Any],
+) -> None:
+    session = bench()
+    frames = list(session.submissions().values())
+    honest = witness_of(session).receive(check(session, frames), SERVER)[0].frame
+    about_fewer = witness_of(session).receive(check(session, frames[1:]), SERVER)[0].frame
+    good = ProductStatement.decode(decode_frame(honest).body)
+    machine, author = holder_of(session), witness_of(session)._end
+
+    def by(end: Any, kind: MessageType = MessageType.PRODUCT_STATEMENT, **change: Any) -> bytes:
+        where = change.pop("session", end.config_digest)
+        return end.outbound(kind, dataclasses.replace(good, **change).encode(), session=where)[
+            0
+        ].frame
+
+    cases = [
+        # An honest statement of the same witness about another list says nothing about this one.
+        (about_fewer, "NO_WITNESS"),
+        (by(author, list_digest=bytes(32)), "NO_WITNESS"),
+        (by(author, count=5), "NO_WITNESS"),
+        (by(author, product_digest=bytes(32)), "PRODUCT_MISMATCH"),
+        (by(author, session=bytes(32)), "BAD_SIGNATURE"),
+        (by(author, MessageType.REFUSAL), "BAD_SIGNATURE"),
+        # Everybody has an identity; only the witnesses of the terms may vouch.
+        (by(session.made.clients[ClientId(1)]._end), "BAD_SIGNATURE"),
+        (by(machine._end), "BAD_SIGNATURE"),
+        (b"", "BAD_SIGNATURE"),
+    ]
+    for statement, reason in cases:
+        assert refused(machine, opening(session, frames, [statement])) == reason
+    assert machine.receive(opening(session, frames, [about_fewer, honest]), SERVER)
+
+
+def test_more_contributors_than_the_slots_hold_are_refused(
+    bench: Callable[..., Any],
+) -> None:
+    """The configuration refuses such a cohort already; the decider does not rely on it."""
+    for trust in Trust:
+        session = bench(trust)
+        frames = list(session.submissions().values())
+        terms = session.made.server._terms
+        machines = [session.made.parties[u] for u in terms.deciders]
+        layout, smaller = terms.layout, SlotLayout(bound=1 << 15, max_clients=5)
+        for machine in machines:
+            asked = opening if machine is session.made.parties.get(terms.key_holder) else None
+            request = opening(session, frames, []) if asked else check(session, frames)
+            object.__setattr__(terms, "layout", smaller)
+            try:
+                assert refused(machine, request) == "TOO_MANY"
+            finally:
+                object.__setattr__(terms, "layout", layout)
+
+
+def test_a_checker_refuses_what_is_no_ciphertext_although_its_author_signed_it(
+    bench: Callable[..., Any],
+) -> None:
+    for trust in Trust:
+        session = bench(trust)
+        frames = list(session.submissions().values())
+        terms = session.made.server._terms
+        width = terms.degree.ciphertext_bytes
+        start = 4 + terms.block_bytes(session.made.config.m) - width
+        honest = check(session, frames)
+        for number in (0, terms.public.n, int(terms.degree.modulus)):
+            body = bytearray(decode_frame(frames[0]).body)
+            body[start : start + width] = number.to_bytes(width, "big")
+            end = session.made.clients[ClientId(1)]._end
+            lie, _ = end.outbound(MessageType.SUBMISSION, bytes(body), session=end.config_digest)
+            request = CheckRequest(
+                submissions=(lie.frame, *frames[1:]), product_digest=bytes(32)
+            ).encode()
+            for u in terms.witnesses or terms.share_holders:
+                machine = session.made.parties[u]
+                frame = served(session, MessageType.CHECK_REQUEST, request)
+                assert refused(machine, frame) == "BAD_CIPHERTEXT"
+        # A refusal has bound nothing.
+        for u in terms.witnesses or terms.share_holders:
+            assert session.made.parties[u].receive(honest, SERVER)
+
+
+def test_a_product_of_another_shape_is_refused_by_whoever_opens(
+    bench: Callable[..., Any],
+) -> None:
+    """A witness that lies with the server cannot have a number opened that is no ciphertext."""
+    session = bench()
+    frames = list(session.submissions().values())
+    machine, author = holder_of(session), witness_of(session)._end
+    block = product(session, frames)
+    listed = ProductStatement.decode(
+        decode_frame(witness_of(session).receive(check(session, frames), SERVER)[0].frame).body
+    ).list_digest
+    n = session.made.server._terms.public.n
+    width = session.made.server._terms.degree.ciphertext_bytes
+    for bad in (
+        block[:-1],
+        block + b"\0",
+        block[:-width] + bytes(width),
+        block[:-width] + n.to_bytes(width, "big"),
+        bytes(32) + block[32:],
+        block[:34] + bytes([block[34] + 1]) + block[35:],
+    ):
+        body = ProductStatement(
+            list_digest=listed, product_digest=product_digest(bad), count=len(frames)
+        ).encode()
+        signed, _ = author.outbound(
+            MessageType.PRODUCT_STATEMENT, body, session=author.config_digest
+        )
+        request = OpenRequest(
+            contributors=tuple(Contributor(decode_frame(f).sender, sha256(f)) for f in frames),
+            statements=(signed.frame,),
+            block=bad,
+        ).encode()
+        frame = served(session, MessageType.OPEN_REQUEST, request)
+        assert refused(machine, frame) == "BAD_CIPHERTEXT"
+
+
+def test_every_refusal_reason_is_met_in_these_tests() -> None:
+    folder = Path(__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("test_*.py"))
+    missing = [reason.name for reason in RefusalReason if f'"{reason.name}"' not in text]
+    assert not missing
