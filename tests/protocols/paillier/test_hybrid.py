@@ -178,8 +178,8 @@ def test_a_proof_does_not_go_with_another_body(hybrid: Callable[..., Any]) -> No
     assert event.reason.name == "INVALID_SHARE"
 
 
-# Six clients' slots sum to at most 12 of 255: 13 and more are noticed. What wraps into a neighbour, or
-# borrows from it, can look like an honest sum, and is a wrong input like any other.
+# Six clients' slots sum to at most 12 of 255: 13 and more are noticed. What wraps into a neighbour,
+# or borrows from it, can look like an honest sum, and is a wrong input like any other.
 @pytest.mark.parametrize("wild", [13, 127, 128, 200, 254, 255, 256, 1 << 40, -7, -300])
 @pytest.mark.parametrize("trust", Trust)
 def test_a_secret_beyond_the_bound_is_noticed_and_crashes_nobody(
