@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefl.errors import ConfigurationError, DecryptionRefused
+from securefl.errors import ConfigurationError, DecryptionRefused, UnexpectedMessage
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, RandomizerPool, SecretKey, SlotLayout
-from securefl.protocols.machine import Outbound
+from securefl.protocols.machine import Outbound, Reason
+from securefl.protocols.messages import Abort
 from securefl.protocols.paillier import (
     DeciderPolicy,
     KeyHolder,
@@ -37,9 +38,9 @@ from securefl.protocols.paillier.messages import (
 )
 from securefl.protocols.paillier.terms import check_config
 from securefl.protocols.policy import ClientPolicy
-from securefl.round import SERVER, ClientId, Cohort, RoundId, ThreatModel
+from securefl.round import SERVER, ClientId, Cohort, Protocol, RoundId, ThreatModel
 from securefl.simulation.paillier import Trust
-from securefl.wire import decode_frame
+from securefl.wire import decode_frame, encode_frame, signed_content
 
 
 def client_with(session: Any, u: int, **more: Any) -> PaillierClient:
@@ -463,3 +464,49 @@ def test_every_refusal_reason_is_met_in_these_tests() -> None:
     text = "".join(path.read_text() for path in folder.glob("test_*.py"))
     missing = [reason.name for reason in RefusalReason if f'"{reason.name}"' not in text]
     assert not missing
+
+
+def test_frames_of_another_session_round_or_type_change_nothing_at_the_server(
+    bench: Callable[..., Any],
+) -> None:
+    """Signed by their true author, but for something else: also a check-in, also an abort."""
+    session = bench()
+    server, client = session.made.server, session.made.clients[ClientId(1)]
+    end = client._end
+    for kind in (MessageType.CHECK_IN, MessageType.ABORT, MessageType.SUBMISSION):
+        body = Abort(reason=Reason.CLIENT_ABORT).encode() if kind is MessageType.ABORT else b""
+        old, _ = end.outbound(kind, body, session=bytes(32))
+        with pytest.raises(UnexpectedMessage, match="another session"):
+            server.receive(old.frame, ClientId(1))
+        for change in ({"round_id": RoundId(5)}, {"protocol": Protocol.SECAGG}):
+            frame = dataclasses.replace(
+                decode_frame(end.outbound(kind, body, session=end.config_digest)[0].frame),
+                signature=b"",
+                **change,
+            )
+            signature = end.identity.sign(
+                end.keys.frame_statement(SERVER, signed_content(frame))
+            )  # fmt: skip
+            with pytest.raises(UnexpectedMessage, match="round"):
+                server.receive(
+                    encode_frame(dataclasses.replace(frame, signature=signature)), ClientId(1)
+                )
+    assert server.expected == session.made.config.cohort.ids
+    assert server.receive(client.start()[0].frame, ClientId(1)) == []
+
+
+def test_a_submission_in_a_frame_of_another_kind_counts_for_nobody(
+    bench: Callable[..., Any],
+) -> None:
+    session = bench()
+    frames = list(session.submissions().values())
+    end = session.made.clients[ClientId(1)]._end
+    body = bytes(decode_frame(frames[0]).body)
+    for kind, where in (
+        (MessageType.MASKED_BODY, end.config_digest),
+        (MessageType.SUBMISSION, bytes(32)),
+    ):
+        lie = end.outbound(kind, body, session=where)[0].frame
+        request = CheckRequest(submissions=(lie, *frames[1:]), product_digest=bytes(32))
+        frame = served(session, MessageType.CHECK_REQUEST, request.encode())
+        assert refused(witness_of(session), frame) == "BAD_FRAME"
