@@ -66,8 +66,14 @@ def to_phe(public: PublicKey, ciphertexts: Sequence[int]) -> list[Any]:
 
     A packed plaintext is read with ``private_key.raw_decrypt(x.ciphertext(be_secure=False))``:
     phe's ``decrypt`` takes values above n/3 for negative or invalid numbers.
+
+    Raises:
+        ConfigurationError: if a number is no ciphertext of degree 1 under this key; phe would open
+            it all the same, to something else.
     """
     phe = _phe()
+    if not are_ciphertexts(ciphertexts, public.degree(1)):
+        raise ConfigurationError("a number is no ciphertext of degree 1 under this key")
     key = phe.PaillierPublicKey(public.n)
     return [phe.EncryptedNumber(key, int(c), 0) for c in ciphertexts]
 

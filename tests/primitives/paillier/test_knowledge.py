@@ -204,3 +204,20 @@ def test_ciphertexts_without_an_inverse_fail_and_do_not_crash(small_key: SecretK
     proof = KnowledgeProof(seed=bytes(range(32)), z=5, zeta=7)
     for number in (0, p, n, n * n):
         assert not verify_knowledge(encryptor, [number], proof, b"")
+
+
+def test_no_secret_of_a_proof_is_an_exponent_in_variable_time(
+    small_key: SecretKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encryptor = Encryptor(small_key.public)
+    sealed = encryptor.encrypt([3, 4])
+    secret: list[int] = []
+    variable: list[int] = []
+    secret_power, power = bigint.powmod_secret, bigint.powmod
+    monkeypatch.setattr(
+        bigint, "powmod_secret", lambda b, e, m: secret.append(int(e)) or secret_power(b, e, m)
+    )
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    prove_knowledge(encryptor, [3, 4], sealed, b"here")
+    assert len(secret) == 1
+    assert variable == []

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import bigint
-from securefl.primitives.paillier import Encryptor
+from securefl.primitives.paillier import Encryptor, generate_keypair
+from securefl.primitives.paillier import threshold as threshold_module
 from securefl.primitives.paillier.threshold import (
     KeyShare,
     NotAPlaintext,
@@ -292,3 +293,39 @@ def test_a_base_of_small_order_is_refused_although_its_polynomial_fits(dealt: De
     non_square = next(x for x in range(2, 100) if bigint.jacobi(x, n) == -1)
     with pytest.raises(ConfigurationError, match="generate the squares"):
         dataclasses.replace(public, v=non_square)
+
+
+def test_every_secret_exponent_of_a_share_goes_through_the_constant_time_power(
+    dealt: Dealt, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    value, delta = int(shares[0]._value), public.delta
+    seen: list[int] = []
+    variable: list[int] = []
+    secret_power, power = bigint.powmod_secret, bigint.powmod
+    monkeypatch.setattr(
+        bigint, "powmod_secret", lambda b, e, m: seen.append(int(e)) or secret_power(b, e, m)
+    )
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    KeyShare.from_bytes(shares[0].to_secret_bytes(), public)
+    assert (seen, variable) == ([delta * value], [])
+    seen.clear()
+    shares[0].partial_with_proof(sealed, b"here")
+    *partials, first, second = seen
+    assert partials == [2 * delta * value] * len(sealed)
+    assert first == second > delta * value  # the nonce of both commitments, long enough to hide
+    assert variable == [4, 2]  # of the statement, which is public
+
+
+def test_the_dealer_raises_nothing_to_a_share_in_variable_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prime generation tests its candidates in variable time; the limitations say so."""
+    made = generate_keypair(512, random_bytes=np.random.default_rng(1).bytes, min_bits=512)
+    monkeypatch.setattr(threshold_module, "generate_keypair", lambda *_, **__: made)
+    variable: list[int] = []
+    power = bigint.powmod
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    deal(threshold=2, parties=3, bits=512, min_bits=512)
+    assert variable == []

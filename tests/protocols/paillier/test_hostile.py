@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefl.errors import ConfigurationError, DecryptionRefused, UnexpectedMessage
+from securefl.errors import (
+    ConfigurationError,
+    DecryptionRefused,
+    LocalProtocolError,
+    UnexpectedMessage,
+)
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, RandomizerPool, SecretKey, SlotLayout
-from securefl.protocols.machine import Outbound, Reason
+from securefl.protocols.machine import ClientDropped, ClientEquivocated, Outbound, Reason
 from securefl.protocols.messages import Abort
 from securefl.protocols.paillier import (
     DeciderPolicy,
@@ -510,3 +515,105 @@ def test_a_submission_in_a_frame_of_another_kind_counts_for_nobody(
         request = CheckRequest(submissions=(lie, *frames[1:]), product_digest=bytes(32))
         frame = served(session, MessageType.CHECK_REQUEST, request.encode())
         assert refused(witness_of(session), frame) == "BAD_FRAME"
+
+
+@pytest.mark.parametrize("trust", Trust)
+def test_a_second_answer_of_anybody_leaves_the_first_in_force(
+    bench: Callable[..., Any], trust: Trust
+) -> None:
+    """Two submissions, two statements, two openings: the first counts, and the second is seen."""
+    session = bench(trust)
+    server = session.made.server
+    frames = session.submissions()
+    for u, frame in frames.items():
+        assert server.receive(frame, u) == []
+    again = client_with(session, 2)
+    again.start()
+    end = server._end
+    again.set_input(session.inputs[ClientId(1)])
+    opened = end.frame(
+        MessageType.ROUND_OPEN, server._terms.digest(), session=end.config_digest
+    )  # fmt: skip
+    (other,) = [x for x in again.receive(opened, SERVER) if isinstance(x, Outbound)]
+    assert server.receive(frames[ClientId(2)], ClientId(2)) == []  # the same again is no second one
+    (event,) = server.receive(other.frame, ClientId(2))
+    assert isinstance(event, ClientEquivocated)
+    while not server.final:
+        for item in server.close_phase():
+            if not isinstance(item, Outbound):
+                continue
+            machine = session.made.parties[item.recipient]
+            (answer,) = machine.receive(item.frame, SERVER)
+            assert server.receive(answer.frame, item.recipient) == []
+            kind = MessageType(decode_frame(answer.frame).type)
+            body = bytes(decode_frame(answer.frame).body)
+            second, _ = machine._end.outbound(kind, body + b"x", session=end.config_digest)
+            (event,) = server.receive(second.frame, item.recipient)
+            assert isinstance(event, ClientEquivocated)
+    assert server.result.vector.values.tolist() == session.expected(1, 2, 3, 4, 5, 6)
+
+
+def test_late_frames_are_discarded_and_said_to_be_late(bench: Callable[..., Any]) -> None:
+    session = bench()
+    server = session.made.server
+    frames = session.submissions()
+    for u in (1, 2, 3, 4):
+        server.receive(frames[ClientId(u)], ClientId(u))
+    late = frames[ClientId(5)]
+    while not server.final:
+        for item in server.close_phase():
+            if isinstance(item, Outbound):
+                (answer,) = session.made.parties[item.recipient].receive(item.frame, SERVER)
+                server.receive(answer.frame, item.recipient)
+        (event,) = server.receive(late, ClientId(5))
+        assert isinstance(event, ClientDropped)
+        assert (event.client, event.reason) == (ClientId(5), Reason.LATE)
+    assert server.result.survivors == (1, 2, 3, 4)
+    assert server.result.vector.values.tolist() == session.expected(1, 2, 3, 4)
+
+
+def test_strangers_and_roles_that_do_not_fit_are_refused(bench: Callable[..., Any]) -> None:
+    session = bench()
+    server = session.made.server
+    frames = session.submissions()
+    stranger = bytearray(frames[ClientId(1)])
+    stranger[12:16] = (77).to_bytes(4, "little")
+    with pytest.raises(UnexpectedMessage, match="no part"):
+        server.receive(bytes(stranger), None)
+    with pytest.raises(UnexpectedMessage, match="claims"):
+        server.receive(frames[ClientId(1)], ClientId(2))
+    # A decider that submits, a client that answers for a decider.
+    decider = witness_of(session)._end
+    body = bytes(decode_frame(frames[ClientId(1)]).body)
+    client = session.made.clients[ClientId(1)]._end
+    kinds = (MessageType.PRODUCT_STATEMENT, MessageType.OPENED, MessageType.REFUSAL)
+    lies = [
+        decider.outbound(MessageType.SUBMISSION, body, session=decider.config_digest)[0],
+        *(client.outbound(kind, b"", session=client.config_digest)[0] for kind in kinds),
+    ]
+    for lie in lies:
+        with pytest.raises(UnexpectedMessage, match="in phase"):
+            server.receive(lie.frame)
+    for u, frame in frames.items():
+        server.receive(frame, u)
+    server.close_phase()
+    for lie in lies[1:]:
+        with pytest.raises(UnexpectedMessage, match="in phase"):
+            server.receive(lie.frame)
+
+
+def test_an_input_is_taken_once_also_before_the_round_opens(bench: Callable[..., Any]) -> None:
+    session = bench()
+    client = session.made.clients[ClientId(1)]
+    client.start()
+    assert client.set_input(session.inputs[ClientId(1)]) == []
+    with pytest.raises(LocalProtocolError, match="twice"):
+        client.set_input(session.inputs[ClientId(2)])
+    end = session.made.server._end
+    opened = end.frame(
+        MessageType.ROUND_OPEN, session.made.server._terms.digest(), session=end.config_digest
+    )
+    assert len(client.receive(opened, SERVER)) == 1
+    assert client.receive(opened, SERVER) == []  # the same once more sends nothing
+    with pytest.raises(LocalProtocolError, match="twice"):
+        client.set_input(session.inputs[ClientId(1)])
