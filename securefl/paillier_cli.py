@@ -130,8 +130,10 @@ def deal(
         raise ConfigurationError(f"{taken} exists: key files are never overwritten")
     public, shares = scheme.deal(threshold=t, parties=len(keys), bits=bits)
     _test_opening(public, shares)
-    for path, share, key in zip(targets, shares, keys, strict=True):
-        files.write_public(path, files.seal_share(share, key))
+    # All are sealed before any is written: a bad holder's key leaves no half-dealt set behind.
+    sealed = [files.seal_share(share, key) for share, key in zip(shares, keys, strict=True)]
+    for path, data in zip(targets, sealed, strict=True):
+        files.write_public(path, data)
     files.write_public(public_path, public.to_bytes())
     found = {
         "key_id": public.key_id.hex(),

@@ -329,3 +329,19 @@ def test_the_dealer_raises_nothing_to_a_share_in_variable_time(
     monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
     deal(threshold=2, parties=3, bits=512, min_bits=512)
     assert variable == []
+
+
+def test_a_true_proof_of_partials_with_a_response_too_long_is_refused(
+    dealt: Dealt, opened: Opened
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    N, secret = int(public.degree.modulus), public.delta * int(shares[0]._value)
+    partials = shares[0].partial(sealed)
+    seed, base, image = threshold_module._batch(public, 1, sealed, partials, b"here")
+    bits = threshold_module._nonce_bits(public)
+    for r, holds in ((1 << (bits - 1), True), (1 << (bits + 1), False), (1 << 9000, False)):
+        values = (base, image, pow(int(base), r, N), pow(public.v, r, N))
+        challenge = threshold_module._challenge(public, seed, values)
+        proof = PartialProof(challenge=challenge, response=r + challenge * secret)
+        assert public.verify(1, sealed, partials, proof, b"here") is holds

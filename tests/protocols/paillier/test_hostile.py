@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -617,3 +619,15 @@ def test_an_input_is_taken_once_also_before_the_round_opens(bench: Callable[...,
     assert client.receive(opened, SERVER) == []  # the same once more sends nothing
     with pytest.raises(LocalProtocolError, match="twice"):
         client.set_input(session.inputs[ClientId(1)])
+
+
+@pytest.mark.parametrize("trust", Trust)
+def test_no_machine_with_secrets_can_be_copied_or_pickled(
+    bench: Callable[..., Any], trust: Trust
+) -> None:
+    made = bench(trust).made
+    for machine in (made.clients[ClientId(1)], *made.parties.values()):
+        for spread in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="pickled or copied"):
+                spread(machine)
+        assert len(repr(machine)) < 80
