@@ -204,3 +204,21 @@ def test_a_holder_key_shows_and_copies_nothing() -> None:
     for spread in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="HolderKey"):
             spread(made)
+
+
+def test_a_bad_holders_key_leaves_no_half_dealt_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dealt: tuple[threshold.ThresholdPublicKey, list[threshold.KeyShare]],
+) -> None:
+    monkeypatch.setattr(threshold, "deal", lambda **_: dealt)
+    words: list[object] = []
+    for i in range(2):
+        run("holder-key", "--out", tmp_path, "--name", i)
+        words += ["--holder", tmp_path / f"{i}.holder.public"]
+    (tmp_path / "zero").write_bytes(b"SFLHP\x01" + bytes(32))
+    words += ["--holder", tmp_path / "zero", "--threshold", 2]
+    _, _, error = run("deal", *words, "--out", tmp_path / "dealt")
+    assert isinstance(error, ConfigurationError)
+    assert "small order" in str(error)
+    assert list((tmp_path / "dealt").iterdir()) == []
