@@ -232,7 +232,7 @@ def test_ciphertexts_chosen_after_the_challenges_are_refused(small_key: SecretKe
     degree = encryptor.degree
     N = int(degree.modulus)
     (victim,) = encryptor.encrypt([123456]).ciphertexts
-    y, alpha = 5, 1 << 600
+    y, alpha = 5, 1 << 400
     hs = pow(small_key.public.base, int(degree.plaintexts), N)
     U = int(degree.one_plus_n(y)) * pow(hs, alpha, N) % N
     guessed = (victim, victim)
