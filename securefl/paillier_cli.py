@@ -130,8 +130,10 @@ def deal(
         raise ConfigurationError(f"{taken} exists: key files are never overwritten")
     public, shares = scheme.deal(threshold=t, parties=len(keys), bits=bits)
     _test_opening(public, shares)
-    for path, share, key in zip(targets, shares, keys, strict=True):
-        files.write_public(path, files.seal_share(share, key))
+    # All are sealed before any is written: a bad holder's key leaves no half-dealt set behind.
+    sealed = [files.seal_share(share, key) for share, key in zip(shares, keys, strict=True)]
+    for path, data in zip(targets, sealed, strict=True):
+        files.write_public(path, data)
     files.write_public(public_path, public.to_bytes())
     found = {
         "key_id": public.key_id.hex(),
@@ -203,11 +205,12 @@ def inspect(
     data = files.read(file)
     kind = files.kind_of(data)
     warning = files.describe_permissions(file, kind)
-    found: dict[str, Any] = {"file": str(file), "kind": str(kind), **_details(kind, data)}
+    details = _details(kind, data)
+    found: dict[str, Any] = {"file": str(file), "kind": str(kind), **details}
     found["secret"] = kind in files.SECRET_KINDS
     found["warning"] = warning
     lines = [f"{file}: {kind}{' (SECRET)' if found['secret'] else ''}"]
-    lines += [f"  {name}: {value}" for name, value in _details(kind, data).items()]
+    lines += [f"  {name}: {value}" for name, value in details.items()]
     if warning:
         lines.append(f"WARNING: {warning}")
     _say(found, lines, as_json=as_json)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import stat
 from pathlib import Path
 
@@ -166,3 +168,57 @@ def test_a_degenerate_holder_key_is_refused(
     zero = files.read_holder_public(b"SFLHP\x01" + bytes(32))
     with pytest.raises(ConfigurationError, match="small order"):
         files.seal_share(dealt[1][0], zero)
+
+
+def test_a_file_that_cannot_be_written_to_its_end_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "half.secret"
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left"):
+            files.write_secret(target, b"secret")
+    assert not target.exists()
+    files.write_secret(target, b"secret")
+    assert target.read_bytes() == b"secret"
+
+
+def test_a_link_in_the_way_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for kept in (None, b"mine"):
+        link = tmp_path / f"link-{kept is None}"
+        if kept is not None:
+            elsewhere.write_bytes(kept)
+        link.symlink_to(elsewhere)
+        with pytest.raises(ConfigurationError, match="never overwritten"):
+            files.write_secret(link, b"secret")
+        assert (elsewhere.read_bytes() if elsewhere.exists() else None) == kept
+
+
+def test_a_holder_key_shows_and_copies_nothing() -> None:
+    made = files.holder_key(lambda n: bytes(range(n)))
+    assert "1f" not in repr(made)
+    for spread in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="HolderKey"):
+            spread(made)
+
+
+def test_a_bad_holders_key_leaves_no_half_dealt_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dealt: tuple[threshold.ThresholdPublicKey, list[threshold.KeyShare]],
+) -> None:
+    monkeypatch.setattr(threshold, "deal", lambda **_: dealt)
+    words: list[object] = []
+    for i in range(2):
+        run("holder-key", "--out", tmp_path, "--name", i)
+        words += ["--holder", tmp_path / f"{i}.holder.public"]
+    (tmp_path / "zero").write_bytes(b"SFLHP\x01" + bytes(32))
+    words += ["--holder", tmp_path / "zero", "--threshold", 2]
+    _, _, error = run("deal", *words, "--out", tmp_path / "dealt")
+    assert isinstance(error, ConfigurationError)
+    assert "small order" in str(error)
+    assert list((tmp_path / "dealt").iterdir()) == []

@@ -66,8 +66,14 @@ def to_phe(public: PublicKey, ciphertexts: Sequence[int]) -> list[Any]:
 
     A packed plaintext is read with ``private_key.raw_decrypt(x.ciphertext(be_secure=False))``:
     phe's ``decrypt`` takes values above n/3 for negative or invalid numbers.
+
+    Raises:
+        ConfigurationError: if a number is no ciphertext of degree 1 under this key; phe would open
+            it all the same, to something else.
     """
     phe = _phe()
+    if not are_ciphertexts(ciphertexts, public.degree(1)):
+        raise ConfigurationError("a number is no ciphertext of degree 1 under this key")
     key = phe.PaillierPublicKey(public.n)
     return [phe.EncryptedNumber(key, int(c), 0) for c in ciphertexts]
 
@@ -115,8 +121,8 @@ def _decode(value: object) -> int:
 def _object(text: str, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise WireError(f"a {kind} key file is no JSON: {error}") from None
+    except (ValueError, RecursionError):  # the message could quote a secret key file
+        raise WireError(f"a {kind} key file is no JSON, or holds bare or nested numbers") from None
     if not isinstance(found, dict) or found.get("kty") != "DAJ":
         raise WireError(f'a {kind} key file must be a JSON object with "kty": "DAJ"')
     return found

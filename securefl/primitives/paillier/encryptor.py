@@ -76,7 +76,8 @@ class Encryptor:
         window: digit width of the fixed-base table, 1..8 bits; 0 picks: 4 bits for fewer than 8
             ciphertexts if no larger table exists yet, else 8.
         split: whether tables are split (faster; same ciphertexts for the same randomness).
-        random_bytes: source of secret randomness; only tests and vectors give another one.
+        random_bytes: source of secret randomness; only tests and vectors give another one. Which
+            ciphertexts follow from given bytes depends on the window, so fix that too.
 
     Raises:
         ConfigurationError: on an impossible degree, mode or window.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NoReturn
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives.channel import (
@@ -121,12 +122,16 @@ def _create(path: Path, data: bytes, mode: int) -> None:
         ) from None
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "wb") as file:
-        # The umask can only have taken bits away; the mode is set again for a stricter reader.
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # The umask can only have taken bits away; the mode is set again for a stricter reader.
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half a key would block the name and help nobody
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -172,6 +177,9 @@ class HolderKey:
 
     def __repr__(self) -> str:
         return "HolderKey(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a HolderKey cannot be pickled or copied")
 
 
 def holder_key(random_bytes: Callable[[int], bytes] = os.urandom) -> HolderKey:

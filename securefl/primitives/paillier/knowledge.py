@@ -172,6 +172,8 @@ def verify_knowledge(
     if not in_range or not 0 <= proof.zeta < _response_bound(encryptor, count):
         return False
     product = multi_power(ciphertexts, _challenges(proof.seed, count), degree.modulus)
+    if bigint.gcd(product, degree.n) != 1:
+        return False
     claimed = degree.one_plus_n(bigint.integer(proof.z))
     claimed = claimed * encryptor.table(count).public_power(proof.zeta) % degree.modulus
     commitment = claimed * bigint.invert(product, degree.modulus) % degree.modulus

@@ -30,6 +30,7 @@ from securefl.errors import ConfigurationError, SecureFLError, WireError
 from securefl.primitives import bigint
 from securefl.primitives.bigint import Integer
 from securefl.primitives.paillier.algebra import Degree, derive
+from securefl.primitives.paillier.block import are_ciphertexts
 from securefl.primitives.paillier.keys import DEFAULT_BITS, MIN_BITS, PublicKey, generate_keypair
 from securefl.primitives.paillier.knowledge import multi_power
 
@@ -111,7 +112,8 @@ class ThresholdPublicKey:
         verification: v_i = v^(Delta s_i) for i = 1..l.
 
     Raises:
-        ConfigurationError: unless 2 <= t <= l <= 255 and there is one v_i per party, each a unit.
+        ConfigurationError: unless 2 <= t <= l <= 255, there is one v_i per party, each a unit, and
+            v is no number of obviously small order.
     """
 
     public: PublicKey
@@ -133,6 +135,12 @@ class ThresholdPublicKey:
             1 < x < N and bigint.gcd(x, self.public.n) == 1 for x in (self.v, *self.verification)
         ):
             raise ConfigurationError("a verification value is not a unit modulo n^(s+1)")
+        # What anybody can check of a generator of the squares: a v of small order, as -1 or a power
+        # of 1+n, would make every proof about partials true.
+        if any(bigint.jacobi(x, self.public.n) != 1 for x in (self.v, *self.verification)) or (
+            bigint.gcd(self.v * self.v - 1, self.public.n) != 1
+        ):
+            raise ConfigurationError("the verification base does not generate the squares")
 
     @property
     def degree(self) -> Degree:
@@ -243,13 +251,15 @@ class ThresholdPublicKey:
         Args:
             index: 1..l.
             ciphertexts: what was to be opened.
-            partials: what the party sent, units modulo n^(s+1).
+            partials: what the party sent; False unless all are units modulo n^(s+1).
             proof: its proof.
             context: session, round and contributor list: what the proof must be bound to.
         """
         if not 1 <= index <= self.parties or len(partials) != len(ciphertexts) or not ciphertexts:
             return False
         degree = self.degree
+        if not are_ciphertexts(partials, degree):
+            return False
         N, v_i = degree.modulus, self.verification[index - 1]
         if not 0 <= proof.response < 1 << (_nonce_bits(self) + 1):
             return False

@@ -74,18 +74,30 @@ class SqliteRoundBook:
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=10, isolation_level=None)
-        database.execute("PRAGMA synchronous = FULL")
+        # EXTRA: FULL does not synchronise the folder after the journal is deleted, and a power cut
+        # at that moment would bring the journal back and undo an entry that was already answered.
+        database.execute("PRAGMA synchronous = EXTRA")
         return database
 
     def bind(self, session: bytes, round_id: int, digest: bytes) -> bool:
-        """See :class:`RoundBook`. Two processes with one book agree on the first request."""
-        with closing(self._connect()) as database:
-            database.execute("BEGIN IMMEDIATE")
-            # Rounds are unsigned 64-bit numbers, SQLite's integers are signed.
-            key = (session, round_id - (1 << 64) if round_id >> 63 else round_id)
-            database.execute("INSERT OR IGNORE INTO bound VALUES (?, ?, ?)", (*key, digest))
-            (found,) = database.execute(
-                "SELECT digest FROM bound WHERE session = ? AND round = ?", key
-            ).fetchone()
-            database.execute("COMMIT")
+        """See :class:`RoundBook`. Two processes with one book agree on the first request.
+
+        Raises:
+            ConfigurationError: if the file cannot be written; then nothing may be answered.
+        """
+        # Rounds are unsigned 64-bit numbers, SQLite's integers are signed.
+        key = (session, round_id - (1 << 64) if round_id >> 63 else round_id)
+        try:
+            with closing(self._connect()) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("INSERT OR IGNORE INTO bound VALUES (?, ?, ?)", (*key, digest))
+                (found,) = database.execute(
+                    "SELECT digest FROM bound WHERE session = ? AND round = ?", key
+                ).fetchone()
+                database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise ConfigurationError(
+                f"the round book {self._path} cannot be written ({error}): nothing was answered; "
+                "repair the disk or the file and let the server ask again"
+            ) from None
         return bool(found == digest)

@@ -26,7 +26,7 @@ from securefl.errors import (
 from securefl.modular import RingVector
 from securefl.primitives import rlwe
 from securefl.primitives.channel import sha256
-from securefl.primitives.paillier import RandomizerPool
+from securefl.primitives.paillier import Encryptor, PublicKey, RandomizerPool, Randomness
 from securefl.primitives.paillier.block import BlockMode
 from securefl.primitives.paillier.knowledge import KnowledgeProof, prove_knowledge
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
@@ -43,6 +43,11 @@ from securefl.wire import decode_frame, pack_words
 __all__ = ["PaillierClient"]
 
 _DEFAULT_POLICY = ClientPolicy()
+
+
+def _of_one_kind(encryptor: Encryptor) -> tuple[PublicKey, int, Randomness]:
+    """What client and checkers must agree on."""
+    return encryptor.public, encryptor.degree.s, encryptor.randomness
 
 
 class PaillierClient:
@@ -94,11 +99,13 @@ class PaillierClient:
         self._end = ClientEnd(client_id, config, identity=identity, directory=directory)
         self._config = config
         self._terms = terms
-        self._encryptor = terms.encryptor() if pool is None else pool.encryptor
-        if pool is not None and (
-            pool.encryptor.public != terms.public or pool.encryptor.degree.s != terms.s
-        ):
-            raise ConfigurationError("the pool of blinding is for another key or degree")
+        own = terms.encryptor(random_bytes)
+        self._encryptor = own if pool is None else pool.encryptor
+        if _of_one_kind(self._encryptor) != _of_one_kind(own):
+            raise ConfigurationError(
+                "the pool of blinding is for another key, degree or length of exponents than the "
+                "terms: nobody would accept its proofs"
+            )
         self._pool = pool
         self._random_bytes = random_bytes
         self._phase = Phase.CHECK_IN

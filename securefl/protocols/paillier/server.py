@@ -27,7 +27,7 @@ from securefl.primitives import rlwe
 from securefl.primitives.bigint import Integer
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import BadPlaintext
-from securefl.primitives.paillier.block import BlockMode, are_ciphertexts
+from securefl.primitives.paillier.block import BlockMode
 from securefl.primitives.paillier.threshold import NotAPlaintext, ThresholdPublicKey
 from securefl.primitives.signing import IdentityDirectory
 from securefl.protocols.endpoints import ServerEnd
@@ -366,9 +366,7 @@ class PaillierServer:
         if found.proof is not None:
             bound = sha256(self._listed, product_digest(self._block))
             context = partial_context(self._end.config_digest, bound)
-            if not are_ciphertexts(found.partials, degree) or not key.verify(
-                index, product, found.partials, found.proof, context
-            ):
+            if not key.verify(index, product, found.partials, found.proof, context):
                 raise _Refused(Reason.INVALID_SHARE)
         self._partials[index] = found.partials
         return True

@@ -8,8 +8,9 @@ of every frame, signature and proof. This module knows no messages.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,7 +23,7 @@ from securefl.primitives.paillier import PublicKey, SlotLayout
 from securefl.primitives.paillier.algebra import Degree, derive
 from securefl.primitives.paillier.block import HEADER_BYTES, Block, BlockMode
 from securefl.primitives.paillier.encryptor import Encryptor
-from securefl.primitives.paillier.threshold import ThresholdPublicKey
+from securefl.primitives.paillier.threshold import MAX_PARTIES, ThresholdPublicKey
 from securefl.round import (
     SERVER,
     Adversary,
@@ -45,6 +46,9 @@ class Token(Enum):
 
 
 WITHOUT_WITNESS = Token.WITHOUT_WITNESS
+
+_BESIDE_BLOCK = 1 << 13
+"""More than header, proof and signature of a submission ever take (keys have at most 8192 bits)."""
 
 _COUNTS = struct.Struct("<BBBBIQIIII")
 
@@ -102,9 +106,14 @@ class PaillierTerms:
             self._check_threshold(self.key)
         else:
             self._check_key_holder()
-        if self.witnesses and not 1 <= self.statements <= len(self.witnesses):
+        if not 1 <= self.statements <= max(1, len(self.witnesses)):
             raise ConfigurationError(
                 f"{self.statements} of {len(self.witnesses)} witnesses cannot be asked for"
+            )
+        if self.layout.max_clients >= SERVER or not 0 <= self.corrupt_holders <= MAX_PARTIES:
+            raise ConfigurationError(
+                f"max_clients = {self.layout.max_clients} or corrupt_holders = "
+                f"{self.corrupt_holders} is no possible number"
             )
         self.block_layout.slots(self.degree)
 
@@ -159,9 +168,9 @@ class PaillierTerms:
         """How many of them it takes."""
         return self.key.threshold if isinstance(self.key, ThresholdPublicKey) else 1
 
-    def encryptor(self) -> Encryptor:
+    def encryptor(self, random_bytes: Callable[[int], bytes] = os.urandom) -> Encryptor:
         """What clients encrypt with, and what proofs are checked against."""
-        return Encryptor(self.public, self.s)
+        return Encryptor(self.public, self.s, random_bytes=random_bytes)
 
     @property
     def block_layout(self) -> SlotLayout:
@@ -338,6 +347,12 @@ def _check_numbers(
         )
     if config.m >= 1 << 32:
         raise ConfigurationError(f"a block holds up to 2^32 values, found {config.m}")
+    # One frame carries all submissions to whoever recomputes the product.
+    if config.n * (terms.block_bytes(config.m) + _BESIDE_BLOCK) >= 1 << 32:
+        raise ConfigurationError(
+            f"{config.n} submissions of {terms.block_bytes(config.m)} bytes do not fit one frame "
+            "of 2^32: choose fewer clients, a shorter vector or the hybrid mode"
+        )
     terms.rlwe_shape(config.m)  # refuses what the hybrid mode cannot sum
     if config.A == 0 and not assume_no_corruption:
         raise ConfigurationError("A = 0 assumes that no client ever colludes with the server")

@@ -106,3 +106,24 @@ def test_a_secret_power_without_gmpy2_warns_once(monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(ValueError, match="not one of the installed"), bigint.using("openssl"):
         pass
+
+
+def test_gmp_is_asked_for_as_many_random_rounds_as_we_promise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the rounds asked for, GMP spends 24 on its Baillie-PSW test."""
+    gmpy2 = pytest.importorskip("gmpy2")
+    asked = []
+
+    class Spy:
+        mpz = gmpy2.mpz
+
+        @staticmethod
+        def is_prime(n: object, rounds: int) -> bool:
+            asked.append(rounds)
+            return bool(gmpy2.is_prime(n, rounds))
+
+    with bigint.using("gmpy2"):
+        monkeypatch.setattr(bigint, "_active", Spy)
+        assert bigint.is_prime((1 << 127) - 1)
+    assert asked == [bigint.ROUNDS + 24]

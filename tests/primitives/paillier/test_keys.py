@@ -158,3 +158,27 @@ def test_public_bytes_contain_no_factor(small_key: SecretKey) -> None:
     public = small_key.public.to_bytes()
     for secret in small_key.primes():
         assert secret.to_bytes(32, "big") not in public
+
+
+def test_a_modulus_whose_derived_base_is_no_unit_is_refused() -> None:
+    # 66931 * 8343659, found by search: the hash of this modulus is divisible by its first factor.
+    n = 558449440529
+    assert PublicKey(n).base % 66931 == 0
+    with pytest.raises(ConfigurationError, match="derived base"):
+        PublicKey.from_numbers(n, min_bits=40)
+
+
+def test_factors_of_unequal_length_or_that_are_composite_are_refused() -> None:
+    short, long = (bigint_prime(bits) for bits in (248, 264))
+    with pytest.raises(ConfigurationError, match="half of"):
+        SecretKey.from_numbers(short, long, min_bits=512)
+    one, two = (1 << 256) - 189, bigint_prime(128) * bigint_prime(128, skip=1)
+    assert two.bit_length() == 256
+    with pytest.raises(ConfigurationError, match="not prime"):
+        SecretKey.from_numbers(one, two, min_bits=512)
+
+
+def bigint_prime(bits: int, skip: int = 0) -> int:
+    """A prime of that length with its two highest bits set."""
+    found = (x for x in range((3 << (bits - 2)) + 1, 1 << bits, 2) if bigint.is_prime(x))
+    return next(x for i, x in enumerate(found) if i == skip)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import bigint
-from securefl.primitives.paillier import Encryptor, Randomness, SecretKey, SlotLayout
+from securefl.primitives.paillier import Encryptor, Randomness, SecretKey, SlotLayout, knowledge
 from securefl.primitives.paillier.knowledge import (
     KnowledgeProof,
     multi_power,
@@ -196,3 +196,71 @@ def test_malformed_proof_bytes_are_refused(
         return
     assert proof.to_bytes() == bytes(good)
     assert not verify_knowledge(*statement[:2], proof, b"context")
+
+
+def test_ciphertexts_without_an_inverse_fail_and_do_not_crash(small_key: SecretKey) -> None:
+    encryptor = Encryptor(small_key.public)
+    p, n = small_key.primes()[0], small_key.public.n
+    proof = KnowledgeProof(seed=bytes(range(32)), z=5, zeta=7)
+    for number in (0, p, n, n * n):
+        assert not verify_knowledge(encryptor, [number], proof, b"")
+
+
+def test_no_secret_of_a_proof_is_an_exponent_in_variable_time(
+    small_key: SecretKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encryptor = Encryptor(small_key.public)
+    sealed = encryptor.encrypt([3, 4])
+    secret: list[int] = []
+    variable: list[int] = []
+    secret_power, power = bigint.powmod_secret, bigint.powmod
+    monkeypatch.setattr(
+        bigint, "powmod_secret", lambda b, e, m: secret.append(int(e)) or secret_power(b, e, m)
+    )
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    prove_knowledge(encryptor, [3, 4], sealed, b"here")
+    assert len(secret) == 1
+    assert variable == []
+
+
+def test_ciphertexts_chosen_after_the_challenges_are_refused(small_key: SecretKey) -> None:
+    """The attack on a hash that forgets the ciphertexts: c_1 = victim^-e_2, c_2 = victim^e_1.
+
+    Their batch is 1 whatever the victim encrypted, so nobody needs to know it.
+    """
+    encryptor = Encryptor(small_key.public)
+    degree = encryptor.degree
+    N = int(degree.modulus)
+    (victim,) = encryptor.encrypt([123456]).ciphertexts
+    y, alpha = 5, 1 << 400
+    hs = pow(small_key.public.base, int(degree.plaintexts), N)
+    U = int(degree.one_plus_n(y)) * pow(hs, alpha, N) % N
+    guessed = (victim, victim)
+    seed = knowledge._seed(encryptor, b"here", guessed, U)
+    e_1, e_2 = knowledge._challenges(seed, 2)
+    forged = (pow(victim, -e_2, N), pow(victim, e_1, N))
+    proof = KnowledgeProof(seed=seed, z=y, zeta=alpha)
+    assert multi_power(forged, [e_1, e_2], N) == 1
+    assert not verify_knowledge(encryptor, forged, proof, b"here")
+    # What the proof is about and what was hashed agree here, and the equation fails.
+    assert not verify_knowledge(encryptor, guessed, proof, b"here")
+
+
+def test_a_true_proof_with_a_response_too_long_is_refused(small_key: SecretKey) -> None:
+    """Its equation holds; the bound is what keeps verification cheap for everybody."""
+    encryptor = Encryptor(small_key.public)
+    degree = encryptor.degree
+    N, plain = int(degree.modulus), [9]
+    sealed = encryptor.encrypt(plain)
+    hs = pow(small_key.public.base, int(degree.plaintexts), N)
+    bound = knowledge._response_bound(encryptor, 1)
+    for alpha, holds in ((1 << 400, True), (bound, False), (1 << 20_000, False)):
+        U = int(degree.one_plus_n(3)) * pow(hs, alpha, N) % N
+        seed = knowledge._seed(encryptor, b"", sealed.ciphertexts, U)
+        (e,) = knowledge._challenges(seed, 1)
+        proof = KnowledgeProof(
+            seed=seed,
+            z=(3 + e * plain[0]) % int(degree.plaintexts),
+            zeta=alpha + e * sealed.exponents[0],
+        )
+        assert verify_knowledge(encryptor, sealed.ciphertexts, proof, b"") is holds

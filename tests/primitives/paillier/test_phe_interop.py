@@ -11,6 +11,9 @@ import pytest
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import phe_interop
 from securefl.primitives.paillier import Encryptor, SecretKey, SlotLayout
+from securefl.primitives.paillier.block import HEADER_BYTES, Block, BlockMode
+from securefl.primitives.paillier.knowledge import prove_knowledge, verify_knowledge
+from securefl.primitives.paillier.threshold import KeyShare, ThresholdPublicKey
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +103,74 @@ def test_base64_noise_is_refused() -> None:
     for noise in ("ä", "!!!!a", "A"):
         with pytest.raises((WireError, ConfigurationError)):
             phe_interop.public_from_jwk(json.dumps({"kty": "DAJ", "alg": "PAI-GN1", "n": noise}))
+
+
+def test_bare_or_nested_numbers_in_a_key_file_are_refused_without_quoting_it() -> None:
+    long = "7" * 5000
+    for text in ('{"kty": "DAJ", "p": %s}' % long, "[" * 200_000):  # noqa: UP031  # braces
+        with pytest.raises(WireError) as caught:
+            phe_interop.secret_from_jwk(text)
+        assert "777" not in str(caught.value)
+        assert caught.value.__suppress_context__
+
+
+def test_ciphertexts_of_another_degree_do_not_go_out(phe: object, small_key: SecretKey) -> None:
+    sealed = Encryptor(small_key.public, 2, window=4).encrypt([7])
+    with pytest.raises(ConfigurationError, match="degree 1"):
+        phe_interop.to_phe(small_key.public, sealed.ciphertexts)
+
+
+def test_share_holders_open_what_phe_encrypted(
+    phe: object, dealt: tuple[ThresholdPublicKey, list[KeyShare]]
+) -> None:
+    public, shares = dealt
+    if public.s != 1:
+        return  # phe knows degree 1 only
+    stock = phe_interop.to_phe_public_key(public.public)
+    ciphertexts = phe_interop.from_phe(public.public, [stock.encrypt(40) + 2], exponent=0)
+    for chosen in (shares[:3], shares[2:]):
+        partials = {share.index: share.partial(ciphertexts) for share in chosen}
+        assert public.combine(partials) == [42]
+
+
+def test_phes_exponents_show_magnitudes_and_our_blocks_show_nothing(
+    phe: object, small_key: SecretKey
+) -> None:
+    stock = phe_interop.to_phe_public_key(small_key.public)
+    values = [1e-9, 1e-3, 0.5, 1.0, 1000.0, 1e9]
+    assert [stock.encrypt(x).exponent for x in values] == [-21, -16, -14, -13, -11, -6]
+    assert {stock.encrypt(x, precision=1e-6).exponent for x in values} == {-5}
+    layout = SlotLayout(bound=1 << 20, max_clients=4)
+    encryptor = Encryptor(small_key.public, window=4)
+    for value in (0, 1, -(1 << 20), 1 << 20):
+        packed = layout.pack(np.array([value]), layout.slots(encryptor.degree))
+        (c,) = encryptor.encrypt(packed).ciphertexts
+        block = Block(
+            key_id=small_key.public.key_id,
+            mode=BlockMode.PACKED,
+            s=1,
+            width=layout.width,
+            bound=layout.bound,
+            dimension=1,
+            ciphertexts=(c,),
+        ).to_bytes(encryptor.degree)
+        assert len(block) == HEADER_BYTES + 128
+        assert block[:HEADER_BYTES].endswith(bytes([0, 0, 0, 1, 0, 0, 0, 1]))
+
+
+def test_phe_lets_anybody_change_a_number_and_our_proof_does_not(
+    phe: object, small_key: SecretKey
+) -> None:
+    """Whoever passes an encrypted 0.6 on turns it into 1000.6 or -0.6, without any key."""
+    stock = phe_interop.to_phe_public_key(small_key.public)
+    secret = phe_interop.to_phe_secret_key(small_key)
+    number = stock.encrypt(0.6)
+    assert secret.decrypt(number + 1000) == pytest.approx(1000.6)
+    assert secret.decrypt(number * -1) == pytest.approx(-0.6)
+    encryptor, n = Encryptor(small_key.public, window=4), small_key.public.n
+    sealed = encryptor.encrypt([600])
+    proof = prove_knowledge(encryptor, [600], sealed, b"here")
+    (c,) = sealed.ciphertexts
+    assert verify_knowledge(encryptor, [c], proof, b"here")
+    for changed in (c * (1 + 1000 * n) % n**2, pow(c, -1, n**2), c * c % n**2):
+        assert not verify_knowledge(encryptor, [changed], proof, b"here")

@@ -66,6 +66,49 @@ def test_one_client_more_than_the_slots_were_sized_for_is_refused() -> None:
         layout.unpack([5 * m for m in packed], count=5, dimension=3, slots=8)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@given(
+    st.sampled_from([1, 2, 2047, 2048, 1 << 15, (1 << 40) - 1, 1 << 40]),
+    st.sampled_from([1, 2, 3, 4, 64, 127, 128, 1 << 20]),
+    st.integers(0, 1),
+)
+def test_all_clients_at_the_bound_fit_also_where_their_sum_is_a_power_of_two(
+    sign: int, bound: int, clients: int, extra: int
+) -> None:
+    """Also the widest slots, of 62 bits."""
+    layout = SlotLayout(bound=bound, max_clients=clients)
+    assert layout.width == (2 * bound * clients).bit_length()
+    packed = layout.pack(np.full(5 + extra, sign * bound), 3)
+    opened = layout.unpack(
+        [clients * m for m in packed], count=clients, dimension=5 + extra, slots=3
+    )
+    assert opened.tolist() == [sign * bound * clients] * (5 + extra)
+
+
+def test_the_widest_slot_is_exact_and_one_bit_more_is_refused() -> None:
+    layout = SlotLayout(bound=(1 << 61) - 1, max_clients=1)
+    values = np.array([layout.bound, -layout.bound, 0, 1, -1])
+    assert layout.width == 62
+    packed = layout.pack(values, 3)
+    assert layout.unpack(packed, count=1, dimension=5, slots=3).tolist() == values.tolist()
+    with pytest.raises(ConfigurationError, match="62"):
+        SlotLayout(bound=1 << 61, max_clients=1)
+
+
+@given(st.integers(1, 62), st.sampled_from([1, 2, 3]))
+def test_full_slots_stay_below_the_plaintext_modulus_for_every_width(width: int, s: int) -> None:
+    layout = SlotLayout(bound=1 << (width - 1), max_clients=1) if width < 62 else SlotLayout(
+        bound=(1 << 61) - 1, max_clients=1
+    )  # fmt: skip
+    # A multiple of every width up to 62 is too long to try; lengths around one multiple are not.
+    for bits in (8 * layout.width, 8 * layout.width + 1, 8 * layout.width - 1):
+        degree = Degree((1 << (bits - 1)) + 1, s)
+        count = layout.slots(degree)
+        assert (1 << (layout.width * count)) - 1 < degree.plaintexts
+        longer = layout.width * (count + 1)
+        assert longer > int(degree.plaintexts).bit_length() - 1
+
+
 @pytest.mark.parametrize(("bits", "slots"), [(3072, (133, 267, 400)), (2048, (89, 178, 267))])
 def test_slots_per_plaintext_follow_the_true_length_of_its_modulus(
     bits: int, slots: tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import pickle
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
-from securefl.primitives.paillier import Encryptor
+from securefl.primitives import bigint
+from securefl.primitives.paillier import Encryptor, generate_keypair
+from securefl.primitives.paillier import threshold as threshold_module
 from securefl.primitives.paillier.threshold import (
     KeyShare,
     NotAPlaintext,
@@ -265,3 +268,80 @@ def test_the_default_threshold_stands_a_third_of_corrupt_holders(parties: int) -
     corrupt = (parties - 1) // 3
     assert corrupt < t
     assert 2 * t > parties + corrupt
+
+
+@pytest.mark.parametrize("bad", ["zero", "n", "modulus", "negative"])
+def test_a_partial_that_is_no_unit_fails_and_does_not_crash(
+    dealt: Dealt, opened: Opened, bad: str
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    partials, proof = shares[0].partial_with_proof(sealed, b"here")
+    n, N = public.public.n, int(public.degree.modulus)
+    number = {"zero": 0, "n": n, "modulus": N + partials[0], "negative": partials[0] - N}[bad]
+    assert public.verify(1, sealed, partials, proof, b"here")
+    assert not public.verify(1, sealed, (number, *partials[1:]), proof, b"here")
+
+
+def test_a_base_of_small_order_is_refused_although_its_polynomial_fits(dealt: Dealt) -> None:
+    """With v = v_i = -1 every proof about partials would be true, and the v_i fit together."""
+    public, _ = dealt
+    n, N = public.public.n, int(public.degree.modulus)
+    for v in (N - 1, 1 + n, N - 1 - n):
+        with pytest.raises(ConfigurationError, match="generate the squares"):
+            dataclasses.replace(public, v=v, verification=(v,) * public.parties)
+    non_square = next(x for x in range(2, 100) if bigint.jacobi(x, n) == -1)
+    with pytest.raises(ConfigurationError, match="generate the squares"):
+        dataclasses.replace(public, v=non_square)
+
+
+def test_every_secret_exponent_of_a_share_goes_through_the_constant_time_power(
+    dealt: Dealt, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    value, delta = int(shares[0]._value), public.delta
+    seen: list[int] = []
+    variable: list[int] = []
+    secret_power, power = bigint.powmod_secret, bigint.powmod
+    monkeypatch.setattr(
+        bigint, "powmod_secret", lambda b, e, m: seen.append(int(e)) or secret_power(b, e, m)
+    )
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    KeyShare.from_bytes(shares[0].to_secret_bytes(), public)
+    assert (seen, variable) == ([delta * value], [])
+    seen.clear()
+    shares[0].partial_with_proof(sealed, b"here")
+    *partials, first, second = seen
+    assert partials == [2 * delta * value] * len(sealed)
+    assert first == second > delta * value  # the nonce of both commitments, long enough to hide
+    assert variable == [4, 2]  # of the statement, which is public
+
+
+def test_the_dealer_raises_nothing_to_a_share_in_variable_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prime generation tests its candidates in variable time; the limitations say so."""
+    made = generate_keypair(512, random_bytes=np.random.default_rng(1).bytes, min_bits=512)
+    monkeypatch.setattr(threshold_module, "generate_keypair", lambda *_, **__: made)
+    variable: list[int] = []
+    power = bigint.powmod
+    monkeypatch.setattr(bigint, "powmod", lambda b, e, m: variable.append(int(e)) or power(b, e, m))
+    deal(threshold=2, parties=3, bits=512, min_bits=512)
+    assert variable == []
+
+
+def test_a_true_proof_of_partials_with_a_response_too_long_is_refused(
+    dealt: Dealt, opened: Opened
+) -> None:
+    public, shares = dealt
+    _, sealed = opened
+    N, secret = int(public.degree.modulus), public.delta * int(shares[0]._value)
+    partials = shares[0].partial(sealed)
+    seed, base, image = threshold_module._batch(public, 1, sealed, partials, b"here")
+    bits = threshold_module._nonce_bits(public)
+    for r, holds in ((1 << (bits - 1), True), (1 << (bits + 1), False), (1 << 9000, False)):
+        values = (base, image, pow(int(base), r, N), pow(public.v, r, N))
+        challenge = threshold_module._challenge(public, seed, values)
+        proof = PartialProof(challenge=challenge, response=r + challenge * secret)
+        assert public.verify(1, sealed, partials, proof, b"here") is holds

@@ -134,7 +134,7 @@ def test_a_checker_refuses_every_altered_request(bench: Callable[..., Any], trus
     changed = bytearray(frames[0])
     changed[-70] ^= 1
     stranger = bytearray(frames[0])
-    stranger[16:20] = (77).to_bytes(4, "little")
+    stranger[12:16] = (77).to_bytes(4, "little")
     cases = {
         "TOO_FEW": [frames[:3], []],
         "BAD_LIST": [[*frames, frames[0]], frames[::-1], [frames[0], *frames[:4]]],

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefl.errors import ConfigurationError
+from securefl.errors import ConfigurationError, DecryptionRefused
 from securefl.modular import RingVector, ring_dtype
 from securefl.primitives import rlwe
+from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import SecretKey, SlotLayout
 from securefl.primitives.paillier.block import BlockMode
+from securefl.primitives.paillier.knowledge import prove_knowledge
 from securefl.protocols.machine import ClientDropped, Outbound
 from securefl.protocols.paillier import PaillierTerms
-from securefl.protocols.paillier.messages import MessageType
+from securefl.protocols.paillier.checking import knowledge_context
+from securefl.protocols.paillier.messages import MessageType, Submission
 from securefl.protocols.policy import ClientPolicy
 from securefl.round import SERVER, ClientId, Cohort, RoundId
 from securefl.simulation.paillier import Trust, paillier_session
@@ -25,10 +28,10 @@ B = 14
 
 
 @pytest.fixture
-def hybrid(secret_key: SecretKey) -> Callable[..., Any]:
-    def build(m: int = 100, *, b: int = B, n: int = 6) -> Any:
+def hybrid(secret_key: SecretKey, dealt_key: Any) -> Callable[..., Any]:
+    def build(m: int = 100, *, b: int = B, n: int = 6, trust: Trust = Trust.KEY_HOLDER) -> Any:
         return paillier_session(
-            Trust.KEY_HOLDER,
+            trust,
             Cohort.of(range(1, n + 1)),
             round_id=RoundId(4),
             alive=4,
@@ -36,7 +39,7 @@ def hybrid(secret_key: SecretKey) -> Callable[..., Any]:
             b=b,
             context_digest=bytes(32),
             policy=ClientPolicy(gamma=0),
-            keys=secret_key,
+            keys=secret_key if trust is Trust.KEY_HOLDER else dealt_key,
             experimental_hybrid=True,
         )
 
@@ -72,7 +75,11 @@ def finish(session: Any, frames: Mapping[ClientId, list[bytes]]) -> tuple[list[i
     while not session.server.final:
         for item in session.server.close_phase():
             if isinstance(item, Outbound):
-                for out in session.parties[item.recipient].receive(item.frame, SERVER):
+                try:
+                    answers = session.parties[item.recipient].receive(item.frame, SERVER)
+                except DecryptionRefused as no:
+                    answers = no.outbound
+                for out in answers:
                     session.server.receive(out.frame, item.recipient)
             else:
                 events.append(item)
@@ -154,3 +161,54 @@ def test_a_submission_is_one_use_and_masks_are_fresh(hybrid: Callable[..., Any])
     assert len(bodies) == 6
     with pytest.raises(Exception, match="twice"):
         session.clients[ClientId(1)].set_input(vector(1, 100))
+
+
+def test_a_proof_does_not_go_with_another_body(hybrid: Callable[..., Any]) -> None:
+    """Also its own author cannot take it along to other masks: retries encrypt anew."""
+    session = hybrid()
+    frames = submissions(session)
+    end = session.clients[ClientId(2)]._end
+    body, other = (bytes(decode_frame(frames[ClientId(u)][1]).body) for u in (2, 1))
+    content = bytes(decode_frame(frames[ClientId(2)][0]).body)
+    assert content[:32] == sha256(body)
+    lie = end.outbound(
+        MessageType.SUBMISSION, sha256(other) + content[32:], session=end.config_digest
+    )[0].frame
+    (event,) = session.server.receive(lie, ClientId(2))
+    assert event.reason.name == "INVALID_SHARE"
+
+
+# Six clients' slots sum to at most 12 of 255: 13 and more are noticed. What wraps into a neighbour,
+# or borrows from it, can look like an honest sum, and is a wrong input like any other.
+@pytest.mark.parametrize("wild", [13, 127, 128, 200, 254, 255, 256, 1 << 40, -7, -300])
+@pytest.mark.parametrize("trust", Trust)
+def test_a_secret_beyond_the_bound_is_noticed_and_crashes_nobody(
+    hybrid: Callable[..., Any], trust: Trust, wild: int
+) -> None:
+    """A client that knows what it encrypts may encrypt anything; nobody crashes over it."""
+    session = hybrid(trust=trust)
+    frames = submissions(session)
+    cheat = ClientId(6)
+    terms, end = session.server._terms, session.clients[cheat]._end
+    layout = terms.block_layout
+    slots = layout.slots(terms.degree)
+    honest = layout.pack(np.zeros(rlwe.DEGREE, np.int64), slots)
+    plain = [honest[0] + (wild << (3 * layout.width)), *honest[1:]]
+    encryptor = terms.encryptor()
+    sealed = encryptor.encrypt(plain)
+    block = terms.block_of(session.config.m, sealed.ciphertexts)
+    body = frames[cheat][1]
+    digest = sha256(bytes(decode_frame(body).body))
+    context = knowledge_context(session.config.digest(), cheat, block, digest)
+    proof = prove_knowledge(encryptor, plain, sealed, context)
+    content = Submission(block=block, proof=proof, body_digest=digest).encode()
+    lie = end.outbound(MessageType.SUBMISSION, content, session=end.config_digest)[0].frame
+    frames[cheat] = [lie, body]
+    try:
+        finish(session, frames)
+    except DecryptionRefused as no:
+        assert no.reason == "BAD_PLAINTEXT"
+        assert session.server.result is None
+        return
+    assert not 13 <= wild <= 200
+    assert session.server.final
