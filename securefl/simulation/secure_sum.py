@@ -29,6 +29,7 @@ from securefl.protocols.lightsecagg.client import LightSecAggClient
 from securefl.protocols.lightsecagg.params import (
     LightSecAggParams,
     check_sum_fits,
+    most_colluders,
     most_input_bits,
 )
 from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
@@ -48,14 +49,14 @@ from securefl.round import (
     ThreatModel,
 )
 from securefl.simulation.network import Direction
-from securefl.simulation.paillier import Trust, paillier_session
 from securefl.simulation.session import run_session
 
 __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
-_PROTOCOLS = ("secagg", "secagg+", "lightsecagg", *Trust)
+_PAILLIER = ("paillier", "paillier-threshold")
+_PROTOCOLS = ("secagg", "secagg+", "lightsecagg", *_PAILLIER)
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
@@ -200,10 +201,8 @@ def secure_sum(
     # The caller chose the threshold for all clients: none of them has a policy of its own.
     policy = ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph)
     with _pool(workers) as executor:
-        if protocol in set(Trust):
-            session = _encrypted(
-                Trust(protocol), cohort, policy, threshold, degree, workers, m, bits
-            )
+        if protocol in _PAILLIER:
+            session = _encrypted(protocol, cohort, policy, threshold, degree, workers, m, bits)
         else:
             params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
             config = _config(params, cohort, m, bits)
@@ -271,7 +270,7 @@ class _Session(NamedTuple):
 
 
 def _encrypted(
-    trust: Trust,
+    protocol: str,
     cohort: Cohort,
     policy: ClientPolicy,
     threshold: int | None,
@@ -281,16 +280,18 @@ def _encrypted(
     bits: int,
 ) -> _Session:
     """A Paillier session, in which the server may always lie."""
+    from securefl.simulation.paillier import Trust, paillier_session  # noqa: PLC0415  # big integers
+
     if degree is not None:
         raise ConfigurationError(
-            f'degree={degree!r} belongs to protocol "secagg+"; {str(trust)!r} has no graph'
+            f'degree={degree!r} belongs to protocol "secagg+"; {protocol!r} has no graph'
         )
     if workers != 1:
-        raise ConfigurationError(f"processes must be 1 with {str(trust)!r}, found {workers}")
+        raise ConfigurationError(f"processes must be 1 with {protocol!r}, found {workers}")
     n = len(cohort)
     wanted = default_threshold(n) if threshold is None else threshold
     made = paillier_session(
-        trust,
+        Trust(protocol),
         cohort,
         round_id=RoundId(0),
         alive=_whole("threshold", wanted, least=3, most=n),
@@ -383,11 +384,10 @@ def _coded(n: int, adversary: Adversary, alive: int, degree: int | None) -> Ligh
         raise ConfigurationError(
             f'degree={degree!r} belongs to protocol "secagg+"; "lightsecagg" joins everybody'
         )
-    T = min(n // 2, alive - 2)
     if adversary is Adversary.ACTIVE:  # 2U > n + T with T >= 1, and U = alive
         why = f" against an active server ({n} clients)"
         alive = _whole("threshold", alive, least=(n + 1) // 2 + 1, most=n, why=why)
-        T = min(T, 2 * alive - n - 1)
+    T = most_colluders(n, alive, adversary)
     threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
     return LightSecAggParams.of(n, threat)
 
