@@ -148,7 +148,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     )  # fmt: skip
     assert first.run().stopped == "interrupted"
     resumed = Engine(settings, spec, folder, dataset=digits).run(resume=True).summary
-    for key in ("model_sha256", "bytes_up_per_client", "dropped"):
+    # Not the bytes: a proof of Paillier is as short as its random numbers happen to be.
+    for key in ("model_sha256", "accuracy", "dropped", "rounds"):
         assert resumed[key] == whole[key]
 
 
