@@ -14,6 +14,7 @@ import accounting
 from securefl.config import RunConfig, load_preset
 from securefl.encoding.codec import CodecSpec, UpdateCodec
 from securefl.errors import ConfigurationError
+from securefl.modular import RingVector
 from securefl.pipeline import Participant, RoundStatus, private_round
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.paillier.messages import Phase
@@ -265,3 +266,22 @@ def test_a_codec_of_another_ring_is_refused(protocol: str) -> None:
             context_digest=bytes(32), identities={},
         )  # fmt: skip
     assert isinstance(scheme, SecAggScheme) is (protocol == "secagg")
+
+
+@pytest.mark.parametrize("protocol", NEW)
+def test_clients_of_two_moments_that_share_a_phase_all_vanish(protocol: str) -> None:
+    settings = config(f"protocol={protocol}")
+    plan: Any = SimpleNamespace(
+        drops=lambda *_: {"advertise_keys": (ClientId(2),), "share_keys": (ClientId(5),)}
+    )
+    modulus = scheme_of(settings).modulus(31)
+    report = ProtocolTransport(plan=plan).carry(
+        machines_of(settings),
+        lambda client: RingVector.from_signed([client, -client, 1], modulus),
+        round_index=0,
+    )
+    stayed = [0, 1, 3, 4, 6, 7, 8]
+    assert report.aggregate is not None
+    assert report.aggregate.survivors == tuple(stayed)
+    assert report.aggregate.vector.centred().tolist() == [sum(stayed), -sum(stayed), len(stayed)]
+    assert report.sent_input == frozenset(stayed)
