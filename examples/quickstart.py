@@ -15,6 +15,7 @@ from pathlib import Path
 import accounting
 from securefl import CodecSpec, Participant, SecAggParams, ThreatModel, UpdateCodec, private_round
 from securefl.round import ClientId
+from securefl.simulation.schemes import SecAggScheme
 from securefl.simulation.transports import DropPlan, ProtocolTransport
 from securefl.training import data, models, partition
 from securefl.training.apply import ServerOptimiser
@@ -84,7 +85,7 @@ def main() -> None:
             round_index=0,
             vector=model.vector(),
             participants=participants,
-            params=params,
+            scheme=SecAggScheme(params=params),
             codec=codec,
             optimiser=ServerOptimiser.sgd(model.dim),
             transport=ProtocolTransport(plan=DropPlan(seed=1, per_round=1)),

@@ -283,6 +283,8 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         output.print(
             "Without DP the secure sum hides single updates, not what the sum and the model reveal."
         )
+    if summary["experimental"]:
+        output.print(f"Experimental, do not rely on it: {summary['experimental']}.")
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
     if report is not None:
         output.print(f"Report:  {report}", soft_wrap=True)

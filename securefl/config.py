@@ -23,7 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from securefl.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from securefl.protocols.lightsecagg.params import LightSecAggParams
+    from securefl.protocols.paillier.params import PaillierParams
     from securefl.protocols.secagg.params import SecAggParams
+    from securefl.round import ThreatModel
 
 __all__ = [
     "AggregationConfig",
@@ -158,11 +161,16 @@ class ServerConfig(_Section):
 
 
 class EncodingConfig(_Section):
-    """``[encoding]``: from floats to integers modulo 2^bits."""
+    """``[encoding]``: from floats to integers of ``bits`` bits.
+
+    ``bits`` says how fine the integers are: as many steps as sums modulo 2^bits have room for.
+    """
 
     clip_norm: PositiveFloat = 10.0
     """Bound on one client's update (L2). A bound of the encoding, not a privacy guarantee."""
-    bits: Annotated[int, Field(ge=2, le=64)] = 32
+    bits: Annotated[int, Field(ge=2, le=64)] | None = None
+    """Default 32, or the most that the protocol carries if that is less: see
+    :attr:`RunConfig.bits`."""
     max_weight: PositiveInt | None = None
     """Largest weight a client may bring (public); default: the number of training records."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
@@ -171,21 +179,43 @@ class EncodingConfig(_Section):
 class AggregationConfig(_Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg", "secagg+"] = "secagg"
+    protocol: Literal["secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold"] = (
+        "secagg"
+    )
     """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
-    on a random ring."""
+    on a random ring; ``lightsecagg``: coded shares of one mask per client; ``paillier``: encrypted
+    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open."""
     adversary: Literal["semi-honest", "active"] = "semi-honest"
-    """``active``: the server may also lie, to each client in another way."""
+    """``active``: the server may also lie, to each client in another way. With Paillier it always
+    may, whatever stands here."""
     threshold: Annotated[int, Field(ge=3)] | None = None
     """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
     degree: Annotated[int, Field(ge=2)] | None = None
     """Neighbours per client, even, ``secagg+`` only; default the smallest that is safe."""
     experimental_active_graph: bool = False
     """Needed for ``secagg+`` against an active server, for which there is no published proof."""
+    experimental_hybrid: bool = False
+    """Paillier only: encrypt short secrets of ring-LWE masks in place of the vectors. The lattice
+    parameters have been neither estimated nor reviewed."""
     fidelity: Fidelity = Fidelity.PROTOCOL
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether sums are opened by holders of a Paillier key."""
+        return self.protocol in ("paillier", "paillier-threshold")
 
     @model_validator(mode="after")
     def _by_name(self) -> AggregationConfig:
+        if self.experimental_hybrid and not self.encrypted:
+            raise ValueError(
+                'experimental_hybrid = true belongs to protocols "paillier" and '
+                f'"paillier-threshold", found "{self.protocol}"'
+            )
+        if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):
+            raise ValueError(
+                f'degree = {self.degree} belongs to protocol "secagg+"; "{self.protocol}" has no '
+                "neighbour graph"
+            )
         active_ring = self.protocol == "secagg+" and self.adversary == "active"
         if active_ring and not self.experimental_active_graph:
             raise ValueError(
@@ -271,8 +301,14 @@ class RunConfig(_Section):
                 f"{clients - dropped}, fewer than aggregation.threshold = {threshold}: "
                 "every round would be lost"
             )
+        if self.bits > self._most_bits:
+            raise ValueError(
+                f'encoding.bits is {self.bits}; aggregation.protocol = "{wanted.protocol}"'
+                f"{', hybrid,' if wanted.experimental_hybrid else ''} carries sums of {clients} "
+                f"vectors of at most {self._most_bits} bits"
+            )
         try:
-            self.secagg_params()
+            self.sum_params()
         except ConfigurationError as error:
             raise ValueError(
                 f'aggregation.protocol = "{wanted.protocol}", adversary = "{wanted.adversary}" '
@@ -301,28 +337,71 @@ class RunConfig(_Section):
             return max(usual, least_alive(clients, self.assumed_corrupt))
         return usual
 
-    def secagg_params(self) -> SecAggParams:
-        """Graph, degree, sharing threshold and what follows, for every round of every run.
+    @property
+    def bits(self) -> int:
+        """Bits of the encoded integers: the configured ones, or 32, or what the protocol carries.
+
+        Equal bits are equal quantisation, whatever the ring: one seed then gives one model in
+        every protocol, up to the 31 bits that all of them but the hybrid mode carry.
+        """
+        wanted = self.encoding.bits
+        return min(32, self._most_bits) if wanted is None else wanted
+
+    @property
+    def _most_bits(self) -> int:
+        # Loaded late, here and below: naming the presets must not load ciphers.
+        if self.aggregation.protocol == "lightsecagg":
+            from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
+
+            return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
+        if self.aggregation.encrypted:
+            from securefl.protocols.paillier.params import most_input_bits  # noqa: PLC0415
+
+            return most_input_bits(
+                self.partition.clients, hybrid=self.aggregation.experimental_hybrid
+            )
+        return 64
+
+    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams:
+        """Thresholds, colluders, graph and what follows, for every round of every run.
 
         Raises:
             ConfigurationError: if no safe parameters exist for these numbers.
         """
-        # Loaded late: naming the presets must not load ciphers.
-        from securefl.protocols.secagg.choice import strongest  # noqa: PLC0415
         from securefl.round import Adversary, ThreatModel  # noqa: PLC0415
 
-        active = self.aggregation.adversary == "active"
+        clients, wanted = self.partition.clients, self.aggregation
+        if wanted.encrypted:
+            from securefl.protocols.paillier.params import PaillierParams  # noqa: PLC0415
+
+            return PaillierParams.of(
+                clients,
+                corrupt=self.assumed_corrupt,
+                dropped=clients - self.threshold,
+                b=self.bits,
+                hybrid=wanted.experimental_hybrid,
+            )
         threat = ThreatModel(
-            adversary=Adversary.ACTIVE if active else Adversary.SEMI_HONEST,
+            adversary=Adversary.ACTIVE if wanted.adversary == "active" else Adversary.SEMI_HONEST,
             corrupt=self.assumed_corrupt,
-            dropped=self.partition.clients - self.threshold,
+            dropped=clients - self.threshold,
         )
-        return strongest(
-            self.partition.clients,
-            threat,
-            sparse=self.aggregation.protocol == "secagg+",
-            degree=self.aggregation.degree,
-        )
+        return self._masked(threat)
+
+    def _masked(self, threat: ThreatModel) -> SecAggParams | LightSecAggParams:
+        """The protocols in which the clients themselves open the sum."""
+        clients, wanted = self.partition.clients, self.aggregation
+        if wanted.protocol == "lightsecagg":
+            from securefl.protocols.lightsecagg.params import (  # noqa: PLC0415
+                LightSecAggParams,
+                most_colluders,
+            )
+
+            T = most_colluders(clients, self.threshold, threat.adversary)
+            return LightSecAggParams.of(clients, threat, T=max(T, threat.corrupt))
+        from securefl.protocols.secagg.choice import strongest  # noqa: PLC0415
+
+        return strongest(clients, threat, sparse=wanted.protocol == "secagg+", degree=wanted.degree)
 
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run of the sweep, in the order in which it is carried out."""

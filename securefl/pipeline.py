@@ -4,12 +4,13 @@
             -> settle -> decode -> apply
 
 Read :func:`private_round` first: it is the whole story on one page, and the other names here are
-its parts. The pipeline is handed a :class:`Transport` that carries frames between the real
-protocol machines (the in-memory network of ``securefl.simulation``, or a real one) and knows
-nothing of sockets, files or clocks beyond a stopwatch.
+its parts. The pipeline is handed a :class:`Scheme`, which makes the protocol's machines for one
+round, and a :class:`Transport` that carries frames between them (the in-memory network of
+``securefl.simulation``, or a real one). It knows no protocol by name, and nothing of sockets,
+files or clocks beyond a stopwatch.
 
-Adversary: the one in ``params``. A semi-honest server follows the protocol and wants to learn a
-client's update; an active one may also lie to each client. Either sees masked vectors and the sum
+Adversary: the one of the scheme. A semi-honest server follows the protocol and wants to learn a
+client's update; an active one may also lie to each client. Either sees hidden vectors and the sum
 over the survivors. The sum itself is *not* private unless the clients trained with differential
 privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each).
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -33,8 +34,6 @@ from securefl.modular import RingVector
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine, ServerMachine
-from securefl.protocols.secagg import ClientPolicy, SecAggParams
-from securefl.protocols.secagg.parties import make_parties
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
 from securefl.training.apply import ServerOptimiser
 from securefl.training.dpsgd import ClientBudget
@@ -42,9 +41,11 @@ from securefl.training.local import ModelUpdate, Trainer
 
 __all__ = [
     "InputOf",
+    "Machines",
     "Participant",
     "RoundOutcome",
     "RoundStatus",
+    "Scheme",
     "Stopwatch",
     "Transport",
     "TransportReport",
@@ -53,8 +54,6 @@ __all__ = [
 ]
 
 InputOf: TypeAlias = Callable[[ClientId], RingVector]
-
-_ANY_SERVER = ClientPolicy()
 
 
 class RoundStatus(StrEnum):
@@ -103,8 +102,60 @@ class TransportReport:
     bytes_down: Mapping[ClientId, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Everybody's machine for one session.
+
+    Attributes:
+        server: the server's.
+        clients: of the clients that take part, by id.
+        parties: of others, who give no input: witnesses and holders of keys, by id.
+    """
+
+    server: ServerMachine
+    clients: Mapping[ClientId, ClientMachine]
+    parties: Mapping[ClientId, ClientMachine] = field(default_factory=dict)
+
+
+class Scheme(Protocol):
+    """One way to sum vectors without showing them: its numbers, and fresh machines on request."""
+
+    @property
+    def n_min(self) -> int:
+        """Fewest clients in an opened sum; with fewer a round does not start."""
+        ...
+
+    def machines(
+        self,
+        *,
+        round_id: RoundId,
+        cohort: Cohort,
+        present: Sequence[ClientId],
+        length: int,
+        modulus: int,
+        context_digest: bytes,
+        identities: Mapping[ClientId, IdentityKey],
+    ) -> Machines:
+        """Fresh machines for one session.
+
+        Args:
+            round_id: the training round.
+            cohort: who was selected.
+            present: its members that take part.
+            length: entries of a vector.
+            modulus: of their ring.
+            context_digest: 32 bytes; what all clients have in common, see :func:`context_digest`.
+            identities: long-term keys of the cohort, as far as there are any.
+
+        Raises:
+            ConfigurationError: if the numbers are unsafe, do not fit together, or are weaker than
+                what a client demands; or if an identity is missing.
+        """
+        ...
+
+
 class Transport(Protocol):
-    """Carries the frames of one session between a server machine and its clients' machines."""
+    """Carries the frames of one session between the machines."""
 
     @property
     def protocol(self) -> str:
@@ -113,8 +164,7 @@ class Transport(Protocol):
 
     def carry(
         self,
-        server: ServerMachine,
-        clients: Mapping[ClientId, ClientMachine],
+        machines: Machines,
         input_of: InputOf,
         *,
         round_index: int,
@@ -122,8 +172,7 @@ class Transport(Protocol):
         """Runs the session to its end.
 
         Args:
-            server: the server's machine.
-            clients: the machines of the clients that take part.
+            machines: everybody's.
             input_of: the input of one client; asked for at most once, when its machine wants it.
             round_index: number of the training round.
         """
@@ -163,12 +212,11 @@ def private_round(
     round_index: int,
     vector: NDArray[np.float32],
     participants: Mapping[ClientId, Participant],
-    params: SecAggParams,
+    scheme: Scheme,
     codec: UpdateCodec,
     optimiser: ServerOptimiser,
     transport: Transport,
     plan_digest: bytes = b"",
-    policy: ClientPolicy = _ANY_SERVER,
 ) -> RoundOutcome:
     """Carries out one round: every stage of an update's life, in order.
 
@@ -176,12 +224,11 @@ def private_round(
         round_index: number of the round, from 0.
         vector: float32[d], the global model that every client starts from.
         participants: the cohort.
-        params: thresholds of the secure sum, from the threat model.
+        scheme: how updates are summed; its numbers come from the threat model.
         codec: floats to ring elements and back; carries the weights inside the vector.
         optimiser: applies the decoded mean update.
         transport: carries the frames.
         plan_digest: digest of the privacy plan that all clients agreed to.
-        policy: what every client demands of the secure sum; the default accepts both adversaries.
 
     Returns:
         The outcome. A lost round is an outcome, not an error.
@@ -199,7 +246,7 @@ def private_round(
     with watch("ledger"):
         tickets, refused = _reserve(participants, round_index)
     present = [client for client in participants if client not in refused]
-    if len(present) < params.n_min:
+    if len(present) < scheme.n_min:
         with watch("ledger"):
             _withhold(participants, tickets)
         return RoundOutcome(
@@ -224,24 +271,16 @@ def private_round(
     with watch("protocol"):
         # In a deployment every client computes this from what it received itself.
         context = context_digest(vector, codec.spec.digest(), plan_digest)
-        config = params.config(
+        machines = scheme.machines(
             round_id=RoundId(round_index),
             cohort=Cohort.of(participants),
-            m=codec.length,
-            b=codec.modulus.bit_length() - 1,
+            present=present,
+            length=codec.length,
+            modulus=codec.modulus,
             context_digest=context,
-            server_nonce=SecureRandom().random_bytes(32),
-        )
-        server, clients = make_parties(
-            config,
-            present,
-            context_digest=context,
-            policy=policy,
             identities={c: p.identity for c, p in participants.items() if p.identity is not None},
-            # Drawn after the configuration is fixed, like the public beacon it stands for.
-            beacon=SecureRandom().random_bytes(32),
         )
-        report = transport.carry(server, clients, input_of, round_index=round_index)
+        report = transport.carry(machines, input_of, round_index=round_index)
     watch.subtract("protocol", "train", "encode")
 
     # 10, second half: charge exactly the clients whose input left them, opened or not.

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from securefl.config import (
     load_preset,
     preset_names,
 )
+from securefl.encoding.codec import CodecSpec
 from securefl.errors import ConfigurationError
+from securefl.protocols.secagg import SecAggParams
+from securefl.round import Adversary
+from securefl.simulation.schemes import scheme_of
 
 
 def test_presets_are_the_four_data_sets() -> None:
@@ -74,7 +80,7 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("local_dp.sample_rate=1.01", "sample_rate"),
         ("partition.clients=2", "clients"),
         ("aggregation.adversary=malicious", "adversary"),
-        ("aggregation.protocol=lightsecagg", "protocol"),
+        ("aggregation.protocol=peersum", "protocol"),
         ("aggregation.degree=4", 'belongs to protocol "secagg\\+"'),
         ("aggregation.degree=1", "degree"),
         ("aggregation.threshold=11", "threshold"),
@@ -106,6 +112,10 @@ def test_values_out_of_range_are_refused_by_name(override: str, message: str) ->
         (["protocol=secagg+", "degree=10"], "found k=10, n=10"),
         (["protocol=secagg+", "threshold=3"], "no neighbour graph on 10 clients .* 7 dropped"),
         (["protocol=secagg+", "adversary=active"], "experimental_active_graph = true"),
+        (["protocol=lightsecagg", "degree=4"], '"lightsecagg" has no neighbour graph'),
+        (["protocol=paillier", "degree=4"], 'degree = 4 belongs to .* "paillier" has no'),
+        (["protocol=lightsecagg", "adversary=active", "threshold=5"], "2U must exceed N . T = 10"),
+        (["experimental_hybrid=true"], 'belongs to protocols "paillier" .* found "secagg"'),
     ],
 )
 def test_secure_sums_that_cannot_be_safe_are_refused_with_the_numbers(
@@ -135,7 +145,8 @@ def test_graph_and_threshold_follow_from_a_few_words(
     overrides: list[str], expected: tuple[str, int, int, int, int, int]
 ) -> None:
     config = load_preset("digits", [f"aggregation.{override}" for override in overrides])
-    found = config.secagg_params()
+    found = config.sum_params()
+    assert isinstance(found, SecAggParams)
     assert (
         found.protocol.name,
         found.k,
@@ -186,7 +197,8 @@ def test_the_default_threshold_is_enough_against_an_active_server_too(clients: i
         f'{{"data": {{"name": "digits"}}, "partition": {{"clients": {clients}}},'
         ' "aggregation": {"adversary": "active"}}'
     )
-    params = config.secagg_params()
+    params = config.sum_params()
+    assert isinstance(params, SecAggParams)
     assert params.n_min == config.threshold
     assert 2 * params.t > clients - 1 + params.threat.corrupt
     usual = 2 * clients // 3 + 1
@@ -212,3 +224,78 @@ def test_any_text_is_a_valid_configuration_or_a_configuration_error(text: str) -
         load_preset("digits", [text])
     except ConfigurationError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "hybrid", "default", "most"),
+    [
+        ("secagg", False, 32, 64),
+        ("lightsecagg", False, 31, 31),
+        ("paillier", False, 32, 58),
+        ("paillier-threshold", False, 32, 58),
+        ("paillier", True, 20, 20),
+    ],
+)
+def test_bits_that_the_protocol_cannot_carry_are_refused_with_the_numbers(
+    protocol: str, hybrid: bool, default: int, most: int
+) -> None:
+    common = [
+        f"aggregation.protocol={protocol}",
+        f"aggregation.experimental_hybrid={str(hybrid).lower()}",
+    ]
+    assert load_preset("digits", common).bits == default
+    assert load_preset("digits", [*common, f"encoding.bits={most}"]).bits == most
+    # 64 bits are the most that a key of the configuration can say at all.
+    message = "less than or equal to 64" if most == 64 else f"{most + 1};.*at most {most} bits"
+    with pytest.raises(ConfigurationError, match=message):
+        load_preset("digits", [*common, f"encoding.bits={most + 1}"])
+
+
+def test_paillier_refuses_a_sum_in_which_the_honest_do_not_hide_each_other() -> None:
+    common = ["aggregation.protocol=paillier", "partition.clients=100"]
+    found = load_preset("digits", [*common, "aggregation.threshold=7"]).sum_params()
+    assert (found.threat.corrupt, found.n_min, found.min_honest) == (5, 7, 2)
+    with pytest.raises(ConfigurationError, match="n_min = 6 with A = 5 corrupt of n = 100"):
+        load_preset("digits", [*common, "aggregation.threshold=6"])
+
+
+def test_the_hybrid_mode_takes_no_more_clients_than_it_can_sum() -> None:
+    wanted = ["aggregation.protocol=paillier", "aggregation.experimental_hybrid=true"]
+    assert load_preset("digits", [*wanted, "partition.clients=127"]).bits == 17
+    with pytest.raises(ConfigurationError, match="at most 127 clients, found 128"):
+        load_preset("digits", [*wanted, "partition.clients=128"])
+
+
+@given(
+    st.integers(3, 400),
+    st.integers(2, 64),
+    st.sampled_from(["secagg", "lightsecagg", "paillier", "paillier-threshold"]),
+    st.sampled_from(["semi-honest", "active"]),
+)
+def test_every_accepted_configuration_sums_without_wrapping(
+    clients: int, bits: int, protocol: str, adversary: str
+) -> None:
+    wanted = {"protocol": protocol, "adversary": adversary}
+    text = json.dumps(
+        {
+            "data": {"name": "digits"},
+            "partition": {"clients": clients},
+            "encoding": {"bits": bits},
+            "aggregation": wanted,
+        }
+    )
+    try:
+        config = RunConfig.model_validate_json(text)
+    except ValueError as error:
+        assert "bits" in str(error)
+        assert bits > (31 if protocol == "lightsecagg" else 61 - clients.bit_length())
+        return
+    scheme = scheme_of(config)
+    assert scheme.n_min == config.threshold
+    assert scheme.facts()["min_honest"] >= 2
+    assert (scheme.adversary is Adversary.ACTIVE) is (
+        adversary == "active" or protocol.startswith("paillier")
+    )
+    if (1 << bits) - 1 >= 2 * clients:  # one step per clip norm, or the codec refuses
+        plan = CodecSpec.plan(dimension=1, clip_norm=1.0, max_clients=clients, bits=bits)
+        assert replace(plan, modulus=scheme.modulus(bits)).resolution == plan.resolution

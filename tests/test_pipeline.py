@@ -28,6 +28,7 @@ from securefl.primitives.signing import IdentityKey
 from securefl.protocols.secagg import SecAggParams
 from securefl.round import Adversary, ClientId, ThreatModel
 from securefl.simulation.network import Envelope
+from securefl.simulation.schemes import SecAggScheme
 from securefl.simulation.transports import PHASES, DropPlan, EncodedTransport, ProtocolTransport
 from securefl.training.apply import ServerOptimiser
 from securefl.training.dpsgd import ClientBudget
@@ -130,8 +131,12 @@ class Round:
             round_index=index,
             vector=np.zeros(DIM, dtype=np.float32),
             participants=self.participants,
-            params=params
-            or SecAggParams.complete(CLIENTS, ThreatModel(corrupt=1, dropped=CLIENTS - THRESHOLD)),
+            scheme=SecAggScheme(
+                params=params
+                or SecAggParams.complete(
+                    CLIENTS, ThreatModel(corrupt=1, dropped=CLIENTS - THRESHOLD)
+                )
+            ),
             codec=UpdateCodec(
                 CodecSpec.plan(dimension=DIM, clip_norm=1.0, max_clients=CLIENTS, bits=32)
             ),
@@ -304,7 +309,9 @@ def test_weights_are_inside_the_vector_and_the_mean_is_weighted() -> None:
         round_index=0,
         vector=np.zeros(DIM, dtype=np.float32),
         participants=participants,
-        params=SecAggParams.complete(CLIENTS, ThreatModel(corrupt=1, dropped=1)),
+        scheme=SecAggScheme(
+            params=SecAggParams.complete(CLIENTS, ThreatModel(corrupt=1, dropped=1))
+        ),
         codec=UpdateCodec(
             CodecSpec.plan(
                 dimension=DIM,

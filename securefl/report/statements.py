@@ -222,15 +222,25 @@ def _hidden(tree: RunTree) -> str:
         claim = (
             "A server, even one that lies to clients, could open one sum per round over the "
             "survivors and no single update, as long as identities are not of its making "
-            "(in a simulation they come from the same process)."
+            f"(in a simulation they come from the same process).{_trusted(tree)}"
         )
-        if tree.graph == "complete":
+        if tree.graph in ("complete", "none"):
             return claim
         return f"{claim} On a sparse graph there is an argument for that and no published proof."
     return (
         "A server that follows the protocol saw the sum over the survivors of each round in place "
         "of single updates."
     )
+
+
+def _trusted(tree: RunTree) -> str:
+    """What the promise rests on besides the clients, and what in it is experimental."""
+    said = ""
+    if tree.opened_by not in ("", "clients"):
+        said += f" The server together with {tree.opened_by} could read every update."
+    if tree.experimental:
+        said += f" Experimental, so do not rely on it: {tree.experimental}."
+    return said
 
 
 def _local_statement(label: str, row: Row, tree: RunTree) -> RowStatement:

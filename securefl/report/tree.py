@@ -162,7 +162,9 @@ class RunTree:
         threshold: fewest clients alive in every phase; None if not recorded.
         graph: who shares masks with whom; empty if not recorded.
         degree: with how many others each client does; None if not recorded.
-        shares: how many rebuild a secret; None if not recorded.
+        shares: how many rebuild a secret or open a sum; None if not recorded.
+        opened_by: whom that takes besides the server; empty if not recorded.
+        experimental: what about the sums nobody has proved or reviewed; empty if nothing.
         assumed_corrupt: clients assumed to help the server; None if not recorded.
         min_honest: fewest honest updates in any opened sum; None if not recorded.
         config_digest: of the configuration; empty if not recorded.
@@ -183,6 +185,8 @@ class RunTree:
     graph: str
     degree: int | None
     shares: int | None
+    opened_by: str
+    experimental: str
     assumed_corrupt: int | None
     min_honest: int | None
     config_digest: str
@@ -323,6 +327,8 @@ def read_tree(out_dir: Path) -> RunTree:
         graph=summary.text_or_empty("graph"),
         degree=summary.count_or_none("degree"),
         shares=summary.count_or_none("shares"),
+        opened_by=summary.text_or_empty("opened_by"),
+        experimental=summary.text_or_empty("experimental"),
         assumed_corrupt=summary.count_or_none("assumed_corrupt"),
         min_honest=summary.count_or_none("min_honest"),
         config_digest=summary.text_or_empty("config_digest"),

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ from securefl.errors import CheckpointError, ConfigurationError
 from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
-from securefl.protocols.secagg import ClientPolicy
-from securefl.round import Adversary, ClientId, Protocol
+from securefl.round import Adversary, ClientId
 from securefl.simulation.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     write_checkpoint,
 )
+from securefl.simulation.schemes import scheme_of
 from securefl.simulation.transports import (
     DropPlan,
     EncodedTransport,
@@ -67,7 +67,6 @@ __all__ = [
     "RunResult",
     "make_partition",
     "read_metrics",
-    "secure_sum_facts",
 ]
 
 METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
@@ -211,14 +210,18 @@ class Engine:
                 ),
             )
         )
+        self.scheme = scheme_of(config)
         self.codec = UpdateCodec(self._codec_spec())
         self.optimiser = make_optimiser(config, self.model.dim)
-        self.params = config.secagg_params()
         self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
         self.transport = (
-            ProtocolTransport(plan=self.drops, protocol=_label(config))
+            ProtocolTransport(plan=self.drops, protocol=self.scheme.name)
             if config.aggregation.fidelity is Fidelity.PROTOCOL
-            else EncodedTransport(plan=self.drops, threshold=self.params.n_min)
+            else EncodedTransport(
+                plan=self.drops,
+                threshold=self.scheme.n_min,
+                clients_open=self.scheme.clients_open,
+            )
         )
 
     # -- the run ---------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ class Engine:
                 vector=state.vector,
                 participants=participants,
                 plan=self.drops,
-                threshold=self.params.n_min,
+                threshold=self.scheme.n_min,
                 weighted=self.codec.spec.weighting is Weighting.WEIGHTED,
                 optimiser=self.optimiser,
             )
@@ -287,22 +290,18 @@ class Engine:
             round_index=state.next_round,
             vector=state.vector,
             participants=participants,
-            params=self.params,
+            scheme=self.scheme,
             codec=self.codec,
             optimiser=self.optimiser,
             transport=self.transport,
             plan_digest=b"" if self.plan is None else self.plan.digest,
-            policy=ClientPolicy(
-                adversary=self.params.threat.adversary,
-                experimental_active_graph=self.config.aggregation.experimental_active_graph,
-            ),
         )
 
     # -- what a run is made of -------------------------------------------------------------------
 
     def _participants(self, state: _State, stack: ExitStack) -> Mapping[ClientId, Participant]:
         # Identities last as long as the process: nobody but this process could check older ones.
-        active = self.params.threat.adversary is Adversary.ACTIVE
+        active = self.scheme.adversary is Adversary.ACTIVE
         return {
             client: Participant(
                 client=client,
@@ -378,16 +377,18 @@ class Engine:
     def _codec_spec(self) -> CodecSpec:
         encoding, training = self.config.encoding, self.config.training
         weighted = self.plan is None and training.weights == "examples"
-        return CodecSpec.plan(
+        spec = CodecSpec.plan(
             dimension=self.model.dim,
             clip_norm=encoding.clip_norm,
             max_clients=len(self.clients),
-            bits=encoding.bits,
+            bits=self.config.bits,
             weighting=Weighting.WEIGHTED if weighted else Weighting.EQUAL,
             # No client can hold more than all the training records.
             max_weight=(encoding.max_weight or len(self.dataset.train)) if weighted else 1,
             rounding=Rounding(encoding.rounding),
         )
+        # The bits say how fine the integers are, the protocol in which ring they are summed.
+        return replace(spec, modulus=self.scheme.modulus(self.config.bits))
 
     # -- the record ------------------------------------------------------------------------------
 
@@ -474,13 +475,14 @@ class Engine:
             "model_sha256": hashlib.sha256(state.vector.astype("<f4").tobytes()).hexdigest(),
             "partition_digest": self.partition.digest().hex(),
             "codec": {
-                "bits": self.config.encoding.bits,
+                "bits": self.config.bits,
+                "modulus": self.codec.modulus,
                 "steps_per_clip_norm": self.codec.spec.resolution,
                 "digest": self.codec.spec.digest().hex(),
             },
             "fidelity": self.config.aggregation.fidelity.value,
             "protocol": self.transport.protocol,
-            **secure_sum_facts(self.config),
+            **self.scheme.facts(),
         }
         if self.plan is not None:
             dp = self.config.local_dp
@@ -609,31 +611,6 @@ def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
                     f"partition.clients is {clients}; set it to {len(parts.indices)}"
                 )
             return parts
-
-
-def secure_sum_facts(config: RunConfig) -> dict[str, Any]:
-    """What the secure sum of a run is configured for, for its records.
-
-    Keys: ``adversary``; ``threshold``, the fewest clients alive in every phase; ``graph`` and
-    ``degree``, who shares masks with whom; ``shares``, t, how many rebuild a secret;
-    ``assumed_corrupt``, A; ``min_honest``, the fewest honest updates in any opened sum.
-    """
-    params = config.secagg_params()
-    return {
-        "adversary": config.aggregation.adversary,
-        "threshold": params.n_min,
-        "graph": "complete" if params.protocol is Protocol.SECAGG else "harary",
-        "degree": params.k,
-        "shares": params.t,
-        "assumed_corrupt": params.threat.corrupt,
-        "min_honest": params.min_honest,
-    }
-
-
-def _label(config: RunConfig) -> str:
-    """Name of the protocol in evidence and records; the adversary shows if it is the stronger."""
-    wanted = config.aggregation
-    return wanted.protocol + (", active server" if wanted.adversary == "active" else "")
 
 
 def make_optimiser(config: RunConfig, dimension: int) -> ServerOptimiser:

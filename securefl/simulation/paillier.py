@@ -8,15 +8,15 @@ and reused: a key's age does not matter where its owner and its users are the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from types import MappingProxyType
 
 from securefl.errors import ConfigurationError
 from securefl.primitives.paillier import SecretKey, SlotLayout, generate_keypair
 from securefl.primitives.paillier.block import BlockMode
-from securefl.primitives.paillier.slots import MAX_WIDTH
 from securefl.primitives.paillier.threshold import (
     KeyShare,
     ThresholdPublicKey,
@@ -35,6 +35,7 @@ from securefl.protocols.paillier import (
     Witness,
     paillier_config,
 )
+from securefl.protocols.paillier.params import check_sum_fits
 from securefl.protocols.policy import ClientPolicy
 from securefl.round import ClientId, Cohort, RoundConfig, RoundId, ThreatModel
 
@@ -53,6 +54,13 @@ class Trust(StrEnum):
 
     KEY_HOLDER = "paillier"
     THRESHOLD = "paillier-threshold"
+
+    @property
+    def openers(self) -> tuple[int, int]:
+        """How many must work together to open, and of how many."""
+        if self is Trust.KEY_HOLDER:
+            return 1, 1
+        return default_threshold(SHARE_HOLDERS), SHARE_HOLDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +99,8 @@ def _key_holder_key() -> SecretKey:
 
 @lru_cache(maxsize=1)
 def _threshold_key() -> tuple[ThresholdPublicKey, tuple[KeyShare, ...]]:
-    public, shares = deal(
-        threshold=default_threshold(SHARE_HOLDERS), parties=SHARE_HOLDERS, bits=KEY_BITS
-    )
+    threshold, parties = Trust.THRESHOLD.openers
+    public, shares = deal(threshold=threshold, parties=parties, bits=KEY_BITS)
     return public, tuple(shares)
 
 
@@ -109,6 +116,9 @@ def paillier_session(
     policy: ClientPolicy,
     keys: SecretKey | tuple[ThresholdPublicKey, tuple[KeyShare, ...]] | None = None,
     experimental_hybrid: bool = False,
+    corrupt: int = 1,
+    present: Collection[ClientId] | None = None,
+    identities: Mapping[ClientId, IdentityKey] = MappingProxyType({}),
 ) -> PaillierParties:
     """Fresh machines for one round.
 
@@ -123,35 +133,30 @@ def paillier_session(
         policy: what every client demands.
         experimental_hybrid: encrypt short secrets of ring-LWE masks only; see the limitations.
         keys: a secret key, or a threshold key with its shares; default: this process's own.
+        corrupt: A, the clients that are assumed to help the server; at most ``alive`` - 2.
+        present: members that take part; default all.
+        identities: of clients; whoever has none gets a fresh one, like witness and holders.
 
     Raises:
         ConfigurationError: if b bits do not fit a slot, or the numbers protect nobody.
     """
-    widest = MAX_WIDTH - (len(cohort) - 1).bit_length()
-    if b > widest:
-        raise ConfigurationError(
-            f"sums of {len(cohort)} vectors of {b} bits do not fit a slot of {MAX_WIDTH} bits; "
-            f"bits can be at most {widest} with Paillier"
-        )
+    check_sum_fits(len(cohort), b, hybrid=experimental_hybrid)
     layout = SlotLayout(bound=1 << (b - 1), max_clients=len(cohort))
     mode = BlockMode.HYBRID if experimental_hybrid else BlockMode.PACKED
     terms, secret, shares = _terms(trust, layout, keys, mode)
-    corrupt = max(0, min(1, alive - 2))
     config = paillier_config(
         terms,
         round_id=round_id,
         cohort=cohort,
-        threat=ThreatModel(
-            corrupt=corrupt, dropped=len(cohort) - alive, assume_no_corruption=corrupt == 0
-        ),
+        threat=ThreatModel(corrupt=corrupt, dropped=len(cohort) - alive),
         m=m,
         b=b,
         context_digest=context_digest,
         server_nonce=os.urandom(32),
     )
     names = (*cohort.ids, *terms.deciders)
-    identities = {u: IdentityKey(os.urandom(32)) for u in names}
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
+    known = {u: identities.get(u) or IdentityKey(os.urandom(32)) for u in names}
+    directory = IdentityDirectory({u: key.public for u, key in known.items()})
     demands = DeciderPolicy(min_clients=alive, max_colluding_clients=corrupt)
     clients = {
         u: PaillierClient(
@@ -159,11 +164,11 @@ def paillier_session(
             config,
             terms=terms,
             context_digest=context_digest,
-            identity=identities[u],
+            identity=known[u],
             directory=directory,
             policy=policy,
         )
-        for u in cohort
+        for u in (cohort if present is None else present)
     }
     parties: dict[ClientId, Witness | KeyHolder | ShareHolder] = {}
     for u in terms.witnesses:
@@ -171,7 +176,7 @@ def paillier_session(
             u,
             config,
             terms=terms,
-            identity=identities[u],
+            identity=known[u],
             directory=directory,
             book=MemoryRoundBook(),
             policy=demands,
@@ -182,7 +187,7 @@ def paillier_session(
             config,
             terms=terms,
             secret=secret,
-            identity=identities[terms.key_holder],
+            identity=known[terms.key_holder],
             directory=directory,
             book=MemoryRoundBook(),
             policy=demands,
@@ -193,14 +198,12 @@ def paillier_session(
             config,
             terms=terms,
             share=share,
-            identity=identities[u],
+            identity=known[u],
             directory=directory,
             book=MemoryRoundBook(),
             policy=demands,
         )
-    server = PaillierServer(
-        config, terms=terms, directory=directory, assume_no_corruption=corrupt == 0
-    )
+    server = PaillierServer(config, terms=terms, directory=directory)
     return PaillierParties(config=config, server=server, clients=clients, parties=parties)
 
 

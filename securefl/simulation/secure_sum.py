@@ -29,6 +29,7 @@ from securefl.protocols.lightsecagg.client import LightSecAggClient
 from securefl.protocols.lightsecagg.params import (
     LightSecAggParams,
     check_sum_fits,
+    most_colluders,
     most_input_bits,
 )
 from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
@@ -383,11 +384,10 @@ def _coded(n: int, adversary: Adversary, alive: int, degree: int | None) -> Ligh
         raise ConfigurationError(
             f'degree={degree!r} belongs to protocol "secagg+"; "lightsecagg" joins everybody'
         )
-    T = min(n // 2, alive - 2)
     if adversary is Adversary.ACTIVE:  # 2U > n + T with T >= 1, and U = alive
         why = f" against an active server ({n} clients)"
         alive = _whole("threshold", alive, least=(n + 1) // 2 + 1, most=n, why=why)
-        T = min(T, 2 * alive - n - 1)
+    T = most_colluders(n, alive, adversary)
     threat = ThreatModel(adversary=adversary, corrupt=T, dropped=n - alive)
     return LightSecAggParams.of(n, threat)
 

@@ -27,8 +27,8 @@ from securefl.simulation.engine import (
     OnRound,
     PrivacyPlan,
     RunResult,
-    secure_sum_facts,
 )
+from securefl.simulation.schemes import secure_sum_facts
 from securefl.storage import lock_folder, write_durably
 from securefl.training.data import TrainTest, load
 

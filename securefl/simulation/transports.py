@@ -19,23 +19,32 @@ from securefl.encoding.codec import sum_encoded
 from securefl.errors import BelowThreshold, ConfigurationError
 from securefl.pipeline import (
     InputOf,
+    Machines,
     Participant,
     RoundOutcome,
     RoundStatus,
     Stopwatch,
     TransportReport,
 )
-from securefl.protocols.machine import ClientMachine, ServerMachine
+from securefl.protocols.machine import ServerMachine
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
-from securefl.simulation.session import SessionRecord, run_session
+from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
 from securefl.training.apply import ServerOptimiser
 from securefl.training.local import ModelUpdate
 
-__all__ = ["PHASES", "DropPlan", "EncodedTransport", "ProtocolTransport", "float_round"]
+__all__ = [
+    "PHASES",
+    "DropPlan",
+    "EncodedTransport",
+    "ProtocolTransport",
+    "float_round",
+    "phases_of",
+]
 
-PHASES = ("advertise_keys", "share_keys", "masked_input_collection", "unmasking")
-"""The phases that every variant has; a client may vanish before its message of any of them."""
+PHASES = ("advertise_keys", "share_keys", INPUT_PHASE, "unmasking")
+"""The moments of a schedule, named after SecAgg's phases; a client may vanish before its message
+of any of them. :func:`phases_of` finds them in the other protocols."""
 
 Drops = Mapping[str, tuple[ClientId, ...]]
 
@@ -80,13 +89,25 @@ class DropPlan:
         return counts
 
 
+def phases_of(server: ServerMachine) -> Mapping[str, str]:
+    """The phase of this session in which each moment of :data:`PHASES` falls.
+
+    The first, the last before inputs, that of the inputs, and the last. The consistency check of
+    active sessions has no moment. With Paillier the first two are one, and the last is one in
+    which clients send nothing: who vanishes there has done its part.
+    """
+    phases = server.phases
+    before = phases[phases.index(INPUT_PHASE) - 1]
+    return dict(zip(PHASES, (phases[0], before, INPUT_PHASE, phases[-1]), strict=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTransport:
     """The in-memory network with the real machines; clients vanish as planned.
 
     Attributes:
-        plan: who vanishes when. It knows the phases that all variants have, so that one seed loses
-            the same clients whatever the adversary.
+        plan: who vanishes when. It knows the moments that all variants have, so that one seed loses
+            the same clients whatever the protocol and the adversary.
         protocol: name for the evidence.
     """
 
@@ -95,28 +116,37 @@ class ProtocolTransport:
 
     def carry(
         self,
-        server: ServerMachine,
-        clients: Mapping[ClientId, ClientMachine],
+        machines: Machines,
         input_of: InputOf,
         *,
         round_index: int,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`."""
-        drops = self.plan.drops(round_index, tuple(clients))
+        phases = phases_of(machines.server)
+        drops: dict[str, tuple[ClientId, ...]] = {}
+        for moment, gone in self.plan.drops(round_index, tuple(machines.clients)).items():
+            drops[phases[moment]] = (*drops.get(phases[moment], ()), *gone)
         record = SessionRecord()
-        # A transcript would hold every masked vector of the cohort, and nobody reads it here.
+        # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
         try:
             aggregate = run_session(
-                server, clients, input_of, network=network, drops=drops, record=record
+                machines.server,
+                machines.clients,
+                input_of,
+                parties=machines.parties,
+                network=network,
+                drops=drops,
+                record=record,
             ).aggregate
         except BelowThreshold:
             aggregate = None
+        # What witnesses and holders of keys send is not a client's cost.
         return TransportReport(
             aggregate=aggregate,
             sent_input=frozenset(record.sent_input),
-            bytes_up=record.bytes_up,
-            bytes_down=record.bytes_down,
+            bytes_up={u: record.bytes_up.get(u, 0) for u in machines.clients},
+            bytes_down={u: record.bytes_down.get(u, 0) for u in machines.clients},
         )
 
 
@@ -127,29 +157,29 @@ class EncodedTransport:
     Attributes:
         plan: who vanishes when.
         threshold: fewest clients alive in every phase, as in the protocol.
+        clients_open: whether the protocol needs that many clients after the inputs too.
     """
 
     plan: DropPlan
     threshold: int
+    clients_open: bool = True
     protocol: str = "none (encoded integers summed in clear)"
 
     def carry(
         self,
-        server: ServerMachine,
-        clients: Mapping[ClientId, ClientMachine],
+        machines: Machines,
         input_of: InputOf,
         *,
         round_index: int,
     ) -> TransportReport:
-        """See :class:`securefl.pipeline.Transport`; the machines are not used."""
-        del server
-        present = tuple(clients)
+        """See :class:`securefl.pipeline.Transport`; the machines only say who takes part."""
+        present = tuple(machines.clients)
         alive = self.plan.alive(round_index, present)
         senders = self.plan.senders(round_index, present)
         if any(alive[phase] < self.threshold for phase in PHASES[:2]):
             return _nothing(frozenset())
         vectors = {client: input_of(client) for client in senders}
-        if any(alive[phase] < self.threshold for phase in PHASES[2:]):
+        if any(alive[phase] < self.threshold for phase in PHASES[2 : 3 + self.clients_open]):
             return _nothing(frozenset(senders))
         total = sum_encoded(list(vectors.values()))
         return TransportReport(

@@ -66,6 +66,8 @@ class Tree:
             "graph": "complete",
             "degree": 9,
             "shares": 6,
+            "opened_by": "clients",
+            "experimental": "",
             "assumed_corrupt": 1,
             "min_honest": 6,
             "config_digest": "c0ffee" * 8,

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefl import secure_sum
 from securefl.errors import BelowThreshold, ConfigurationError
-from securefl.primitives.paillier import generate_keypair
-from securefl.primitives.paillier.threshold import deal
-from securefl.simulation import paillier
 from securefl.wire import decode_frame
 
 PROTOCOLS = ["paillier", "paillier-threshold"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_keys() -> Iterator[None]:
-    """Keys of 512 bits: everything but the hiding."""
-    source = np.random.default_rng(3).bytes
-    secret = generate_keypair(512, random_bytes=source, min_bits=512)
-    public, shares = deal(threshold=4, parties=5, bits=512, random_bytes=source, min_bits=512)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(paillier, "_key_holder_key", lambda: secret)
-    patch.setattr(paillier, "_threshold_key", lambda: (public, tuple(shares)))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("small_keys")
 
 
 @given(st.data())
 @settings(max_examples=30)
 def test_the_sum_is_the_plain_sum_over_those_whose_vector_was_sent(data: st.DataObject) -> None:
     n = data.draw(st.integers(3, 8))
-    bits = data.draw(st.integers(1, 59))
+    bits = data.draw(st.integers(1, 62 - n.bit_length()))
     m = data.draw(st.sampled_from([0, 1, 2, 7, 31]))
     values = st.integers(0, (1 << bits) - 1)
     vectors = {10 * u: data.draw(st.lists(values, min_size=m, max_size=m)) for u in range(n)}
@@ -100,3 +84,15 @@ def test_parties_are_named_in_the_transcript() -> None:
 def test_what_does_not_apply_is_refused(protocol: str, change: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError):
         secure_sum({u: [u] for u in range(5)}, protocol=protocol, **change)
+
+
+@pytest.mark.parametrize(("n", "most"), [(3, 60), (4, 59), (7, 59), (8, 58), (10, 58)])
+def test_the_widest_entries_that_fit_a_slot_sum_exactly_and_one_more_bit_is_refused(
+    n: int, most: int
+) -> None:
+    half, largest = 1 << (most - 1), (1 << most) - 1  # the smallest signed value, and minus one
+    vectors = {u: [half, half - 1, largest] for u in range(n)}
+    result = secure_sum(vectors, protocol="paillier", bits=most)
+    assert result.sum.tolist() == [n * x % (1 << most) for x in vectors[0]]
+    with pytest.raises(ConfigurationError, match=rf"bits can be at most {most} with Paillier"):
+        secure_sum(vectors, protocol="paillier", bits=most + 1)

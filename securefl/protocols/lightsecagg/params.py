@@ -37,6 +37,7 @@ __all__ = [
     "check_policy",
     "check_sum_fits",
     "guaranteed_honest",
+    "most_colluders",
     "most_input_bits",
     "two_lists_possible",
 ]
@@ -60,6 +61,19 @@ def two_lists_possible(N: int, U: int, c: int) -> bool:
     """
     honest_answers = 2 * (U - c)
     return honest_answers <= N - c
+
+
+def most_colluders(n: int, U: int, adversary: Adversary) -> int:
+    """The T that hides most and still lets any U answers open a sum with two honest inputs in it.
+
+    At most half of the cohort: beyond, shares grow and nothing is won against a minority. Below 1
+    there is none.
+
+    >>> most_colluders(10, 7, Adversary.SEMI_HONEST), most_colluders(10, 7, Adversary.ACTIVE)
+    (5, 3)
+    """
+    T = min(n // 2, U - 2)
+    return T if adversary is Adversary.SEMI_HONEST else min(T, 2 * U - n - 1)
 
 
 def most_input_bits(n: int) -> int:
@@ -107,6 +121,11 @@ class LightSecAggParams:
     def blocks(self) -> int:
         """K: blocks that a mask is cut into."""
         return self.U - self.T
+
+    @property
+    def min_honest(self) -> int:
+        """Fewest honest inputs in any sum that is opened; see :func:`guaranteed_honest`."""
+        return self.n_min - self.T
 
     @classmethod
     def of(

@@ -12,6 +12,7 @@ that this does not happen. The opened sum is exact and not private. Not post-qua
 from securefl.protocols.paillier.book import MemoryRoundBook, RoundBook, SqliteRoundBook
 from securefl.protocols.paillier.client import PaillierClient
 from securefl.protocols.paillier.decryptor import DeciderPolicy, KeyHolder, ShareHolder, Witness
+from securefl.protocols.paillier.params import PaillierParams
 from securefl.protocols.paillier.server import PaillierServer
 from securefl.protocols.paillier.terms import PaillierTerms, paillier_config
 
@@ -20,6 +21,7 @@ __all__ = [
     "KeyHolder",
     "MemoryRoundBook",
     "PaillierClient",
+    "PaillierParams",
     "PaillierServer",
     "PaillierTerms",
     "RoundBook",

@@ -24,6 +24,7 @@ from securefl.primitives.paillier.algebra import Degree, derive
 from securefl.primitives.paillier.block import HEADER_BYTES, Block, BlockMode
 from securefl.primitives.paillier.encryptor import Encryptor
 from securefl.primitives.paillier.threshold import MAX_PARTIES, ThresholdPublicKey
+from securefl.protocols.paillier.params import check_crowd
 from securefl.round import (
     SERVER,
     Adversary,
@@ -356,8 +357,4 @@ def _check_numbers(
     terms.rlwe_shape(config.m)  # refuses what the hybrid mode cannot sum
     if config.A == 0 and not assume_no_corruption:
         raise ConfigurationError("A = 0 assumes that no client ever colludes with the server")
-    if not config.A + 2 <= config.n_min <= config.n:
-        raise ConfigurationError(
-            f"n_min = {config.n_min} with A = {config.A} corrupt of n = {config.n}: at least two "
-            "honest inputs must hide each other, n_min >= A + 2"
-        )
+    check_crowd(config.n, config.n_min, config.A)
