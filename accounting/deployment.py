@@ -314,7 +314,9 @@ class Phase(_Section):
     released: Literal["every round", "checkpoints", "final model"] = Field(
         default="every round", description="what leaves the aggregator"
     )
-    dimension: MaybeCount = Field(default=None, description="coordinates; needed for integer noise")
+    dimension: MaybeCount = Field(
+        default=None, description="coordinates; needed for integer and laplace noise"
+    )
     sampling: Sampling = Field(description="who takes part")
     local: Local | None = Field(default=None, description="record-level steps inside of a client")
     clip: Clip = Field(description="what bounds a contribution")
@@ -336,6 +338,15 @@ class Phase(_Section):
             for key, value in (("dimension", self.dimension), ("noise.scale", self.noise.scale)):
                 if value is None:
                     raise ValueError(f"{key} is needed for {self.noise.kind} noise")
+        if self.noise.kind == "laplace":
+            if self.dimension is None:
+                raise ValueError(
+                    "dimension is needed for laplace noise: clip.norm bounds L2, not L1"
+                )
+            if self.clip.adaptive:
+                raise ValueError(
+                    "an adaptive norm with laplace noise is not described by this file"
+                )
         if self.noise.where == "client-shares" and self.planned is None:
             raise ValueError("aggregation.planned is needed for client-shares of everybody")
         if self.correlated is not None:
@@ -590,13 +601,21 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
             found=cohort,
             expected=f"at most the {inside} there are: a rate of {cohort / inside:.3g} is above 1",
         )
-    fewest = phase.sampling.available or deployment.population.smallest_eligible
-    if fewest is not None and cohort is not None and cohort > fewest:
+    available = phase.sampling.available
+    few = [n for n in (available, deployment.population.smallest_eligible) if n is not None]
+    if few and cohort is not None and cohort > min(few):
         yield Impossible(
             key=f"{where}sampling.cohort",
             found=cohort,
-            expected=f"at most the {fewest} that are eligible in the smallest round",
+            expected=f"at most the {min(few)} that are eligible in the smallest round",
         )
+    if available is not None and inside is not None and available > inside:
+        yield Impossible(
+            key=f"{where}sampling.available",
+            found=available,
+            expected=f"at most the {inside} there are",
+        )
+    yield from _shares_of_nobody(phase, inside)
     planned, threshold = phase.planned, phase.aggregation.threshold
     if planned is not None and threshold is not None and threshold > planned:
         yield Impossible(
@@ -615,6 +634,39 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
                 found=correlated.participations,
                 expected=f"at most {most} in {steps} rounds at least {apart} apart",
             )
+        elif correlated.enforced == "none" and inside is not None:
+            yield from _oftener(phase, inside=min([inside, *few]), steps=min(steps, phase.rounds))
+
+
+def _shares_of_nobody(phase: Phase, inside: int | None) -> Iterator[Impossible]:
+    """More shares planned than clients that can send one."""
+    planned, sampling = phase.planned, phase.sampling
+    most, who = inside, "there are"
+    if sampling.cohort is not None and sampling.coins == "server":
+        most, who = sampling.cohort, "in a cohort: nobody else sends a share"
+    shared = phase.noise.where == "client-shares"
+    if shared and planned is not None and most is not None and planned > most:
+        yield Impossible(
+            key=f"phase[{phase.name}].aggregation.planned",
+            found=planned,
+            expected=f"at most the {most} {who}",
+        )
+
+
+def _oftener(phase: Phase, *, inside: int, steps: int) -> Iterator[Impossible]:
+    """Participations that nobody limits and that the sampling itself exceeds."""
+    correlated, cohort = phase.correlated, phase.sampling.cohort
+    if correlated is None or phase.sampling.kind in {"poisson", "fixed"}:
+        return  # left to chance: A20 says that nobody makes sure
+    batches = 1 if cohort is None else max(1, inside // cohort)
+    often = -(-steps // batches)
+    if correlated.participations < often:
+        yield Impossible(
+            key=f"phase[{phase.name}].correlated.participations",
+            found=correlated.participations,
+            expected=f"at least {often}: sampling of kind {phase.sampling.kind} takes some units "
+            f"that often in {steps} rounds, and correlated.enforced names nobody who stops it",
+        )
 
 
 def known_keys() -> tuple[KeyInfo, ...]:
