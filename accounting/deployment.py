@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from accounting.errors import InvalidDeployment
 from accounting.events import MAX_COUNT
-from accounting.file_keys import KeyInfo, Span, explain, keys_of
+from accounting.file_keys import KeyInfo, Span, Words, explain, keys_of
 
 if TYPE_CHECKING:
     from accounting.audit.report import AuditReport
@@ -59,10 +59,12 @@ SCHEMA = "securefl-deployment/1"
 _MAX_BYTES = 1 << 20
 
 
-_POSITIVE = Span(low_open=True)
+# Further out, squares and reciprocals of what is computed leave the range of floats.
+_POSITIVE = Span(low=1e-30, high=1e30)
 _COUNT = Span(low=1, high=MAX_COUNT)
 _RATE = Span(low_open=True, high=1)
 _OPEN = Span(low_open=True, high=1, high_open=True)
+_DELTA = Span(low=1e-100, high=1, high_open=True)
 _SHARE = Span(high=1, high_open=True)
 
 Positive = Annotated[float, _POSITIVE]
@@ -93,7 +95,7 @@ class Population(_Section):
     max_devices_per_unit: Count = Field(
         default=1, description="devices with which one unit can take part"
     )
-    disjoint_from: tuple[str, ...] = Field(
+    disjoint_from: tuple[Words, ...] = Field(
         default=(), description="other populations that are assumed to share no unit with this one"
     )
     public_data: bool = Field(default=False, description="whether some of the data used is public")
@@ -103,7 +105,7 @@ class Guarantee(_Section):
     """``[guarantee]``: what is promised."""
 
     epsilon: Positive = Field(description="the promise, the target of the audit")
-    delta: Annotated[float, _OPEN] = Field(description="the promise's delta")
+    delta: Annotated[float, _DELTA] = Field(description="the promise's delta")
     adjacency: Literal["add-remove", "zero-out", "replace-one"] | None = Field(
         default=None,
         description="the neighbour relation; missing is a finding (A02), there is no default",
@@ -112,7 +114,7 @@ class Guarantee(_Section):
         default="auto",
         description="the method whose number decides; `auto` takes the smallest valid one",
     )
-    covers: tuple[str, ...] = Field(
+    covers: tuple[Words, ...] = Field(
         default=(), description="names of the phases and releases the promise covers; empty: all"
     )
     plan: Literal["fixed", "adaptive"] = Field(
@@ -309,7 +311,7 @@ class Accounting(_Section):
 class Phase(_Section):
     """``[[phase]]``: one training or analysis run over many rounds."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     rounds: Count = Field(description="rounds planned, T")
     released: Literal["every round", "checkpoints", "final model"] = Field(
         default="every round", description="what leaves the aggregator"
@@ -398,7 +400,7 @@ class Mechanism(_Section):
 class Release(_Section):
     """``[[release]]``: something else that is released from the same population's data."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     times: Count = Field(default=1, description="how often")
     mechanism: Mechanism = Field(description="what protects it")
 
@@ -428,7 +430,7 @@ class Tuning(_Section):
 class Empirical(_Section):
     """``[[empirical]]``: a lower bound that somebody measured on the running mechanism."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     lower: Annotated[float, Span()] = Field(description="lower bound on epsilon")
     delta: Annotated[float, _SHARE] = Field(description="the delta it was measured at")
     confidence: Annotated[float, _OPEN] = Field(description="of the bound, such as .95")
@@ -438,7 +440,7 @@ class Deployment(_Section):
     """One deployment as declared. Read it with :meth:`load`, judge it with :meth:`audit`."""
 
     schema_: Literal["securefl-deployment/1"] = Field(alias="schema", description="always this")
-    title: str = Field(default="", description="a name for the report", max_length=200)
+    title: Words = Field(default="", description="a name for the report", max_length=200)
     population: Population = Field(description="whose data")
     guarantee: Guarantee = Field(description="what is promised")
     trust: Trust = Field(description="against whom")

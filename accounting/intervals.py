@@ -303,7 +303,11 @@ def _discretised(pair: _Pair, h: float, *, forward: bool, up: bool) -> tuple[_Lo
     Cells of w are so small that the loss moves by about h in each; the end of the cell that bounds
     the loss on the needed side is taken, and then the grid point on that side.
     """
-    ends = pair.loss(np.array([-pair.reach, pair.reach]))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        ends = pair.loss(np.array([-pair.reach, pair.reach]))
+        cells = float(ends[1] - ends[0]) / h
+    if not cells <= _MAX_CELLS:  # before any memory is taken; not a number neither
+        raise UnsupportedEvent(f"an interval would need {cells:.2g} cells, too many", event=None)
     points = min(max(int(2 * (ends[1] - ends[0]) / h), 4096), _MAX_CELLS)
     w = np.linspace(-pair.reach, pair.reach, points)
     loss = pair.loss(w)
