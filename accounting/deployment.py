@@ -641,10 +641,11 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
 
 
 def _shares_of_nobody(phase: Phase, inside: int | None) -> Iterator[Impossible]:
-    """More shares planned than clients that can send one."""
+    """More shares planned than clients that can send one, so that fewer survive than assumed."""
     planned, sampling = phase.planned, phase.sampling
     most, who = inside, "there are"
-    if sampling.cohort is not None and sampling.coins == "server":
+    refused = phase.aggregation.threshold is not None  # sums of fewer are not opened at all
+    if sampling.cohort is not None and sampling.coins == "server" and not refused:
         most, who = sampling.cohort, "in a cohort: nobody else sends a share"
     shared = phase.noise.where == "client-shares"
     if shared and planned is not None and most is not None and planned > most:

@@ -233,7 +233,8 @@ def test_lost_noise_never_helps_in_any_deployment(
 
 
 @pytest.mark.long
-@settings(max_examples=20)
+@pytest.mark.timeout(1800)  # about a second of processor time for each example
+@settings(max_examples=60)
 @given(deployments())
 def test_a_lower_bound_is_never_above_the_upper_one_and_every_deployment_gets_a_verdict(
     deployment: Deployment,

@@ -168,12 +168,12 @@ def test_nobody_outside_of_a_cohort_sends_a_share() -> None:
         "phase__aggregation": {
             "protocol": "secagg",
             "planned": 1001,
-            "threshold": 700,
             "max_dropout": 0.3,
         },
     }
     assert impossible(**shares) == ["phase[p].aggregation.planned"]
     assert impossible(**shares, phase__sampling__coins="secret") == []
+    assert impossible(**shares, phase__aggregation__threshold=700) == []
     assert impossible(**shares, phase__sampling__coins="secret", population__size=1000) == [
         "phase[p].aggregation.planned"
     ]
@@ -240,3 +240,45 @@ def test_an_accountant_without_amplification_counts_epochs(kind: str) -> None:
     longer = {"phase__sampling": sampling, "phase__rounds": 300}
     assert "A07" in fired(**longer, phase__accounting__steps=2)
     assert "A07" not in fired(**longer, phase__accounting__steps=3)
+
+
+# --- what no number and no name may do ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("phase__noise__multiplier", 1e-300),
+        ("phase__noise__multiplier", 1e300),
+        ("phase__clip__norm", 1e300),
+        ("guarantee__delta", 1e-320),
+        ("guarantee__epsilon", 1e308),
+    ],
+)
+def test_numbers_whose_squares_no_float_holds_are_findings(key: str, value: float) -> None:
+    deployment = read(**{key: value})
+    report = deployment.audit()
+    assert report.verdict is Verdict.UNSUPPORTED
+    assert {one.code for one in report.findings} == {"A18"}
+    assert report.to_json()
+
+
+def test_hardly_any_noise_takes_neither_memory_nor_time() -> None:
+    found = values_of(phase__noise__multiplier=1e-5)
+    assert found.claim is not None
+    assert found.claim.value > 1e9
+    assert found.lower is None
+
+
+@pytest.mark.parametrize("name", ["\x1b[2K\x1b[32mPASS", "\u202egnp", "two\nlines", "\x07"])
+@pytest.mark.parametrize("key", ["title", "phase__name", "population__disjoint_from"])
+def test_names_that_could_move_a_cursor_are_refused(name: str, key: str) -> None:
+    with pytest.raises(InvalidDeployment, match="only printable characters") as caught:
+        read(**{key: [name] if key.endswith("from") else name})
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_an_unknown_key_that_could_move_a_cursor_is_quoted() -> None:
+    with pytest.raises(InvalidDeployment, match="unknown key") as caught:
+        read(**{"guarantee__\x1b[2K": 1})
+    assert str(caught.value).replace("\n", "").isprintable()
