@@ -485,12 +485,13 @@ class Deployment(_Section):
         """
         path = Path(path)
         try:
-            size = path.stat().st_size
-            if size > _MAX_BYTES:
+            with path.open("rb") as file:  # a device has no size to ask for
+                raw = file.read(_MAX_BYTES + 1)
+            if len(raw) > _MAX_BYTES:
                 raise InvalidDeployment(
-                    f"{path}: a deployment file may have {_MAX_BYTES} bytes, found {size}"
+                    f"{path}: a deployment file may have {_MAX_BYTES} bytes, found more"
                 )
-            text = path.read_text(encoding="utf-8")
+            text = raw.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidDeployment(f"cannot read the deployment file {path}: {error}") from None
         return cls.parse(text, source=str(path))

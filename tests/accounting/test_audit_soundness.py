@@ -242,6 +242,28 @@ def test_an_accountant_without_amplification_counts_epochs(kind: str) -> None:
     assert "A07" not in fired(**longer, phase__accounting__steps=3)
 
 
+@pytest.mark.parametrize("kind", ["shuffle", "cyclic"])
+def test_a_rate_given_to_the_accountant_of_shuffled_batches_fires_a01(kind: str) -> None:
+    sampling = {"kind": kind, "cohort": 1000}
+    for rate, fires in ((0.01, True), (1.0, False)):
+        found = fired(phase__sampling=sampling, phase__accounting={"rate": rate})
+        assert ("A01" in found) == fires
+
+
+def test_a_cohort_of_coins_needs_a_threshold_for_its_noise_at_any_level() -> None:
+    shares = {
+        "trust": {"model": "distributed", "max_colluding": 0.0},
+        "phase__noise__where": "client-shares",
+        "phase__noise__level": "fixed",
+        "phase__noise__at": "planned",
+        "phase__aggregation": {"protocol": "secagg", "max_dropout": 0.0},
+    }
+    assert "A05" in fired(**shares)
+    assert "A05" not in fired(**shares, phase__aggregation__threshold=1000)
+    assert "A05" not in fired(**shares, phase__sampling__coins="secret")
+    assert "A05" not in fired(**shares, phase__sampling__kind="fixed")
+
+
 # --- what no number and no name may do ------------------------------------------------------------
 
 

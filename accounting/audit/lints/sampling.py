@@ -62,14 +62,19 @@ def shuffled_as_poisson(deployment: Deployment) -> Iterator[Finding]:
     for phase in deployment.phase:
         sampling = phase.sampling
         unhidden = sampling.kind in {"shuffle", "cyclic", "all"}
-        if unhidden and sampling.account_as in _AMPLIFIED:
+        assumed = sampling.account_as
+        if assumed in {None, sampling.kind} and sampling.kind != "all":
+            # An accountant that is given a rate amplifies by it, whatever it is called.
+            told = phase.accounting.rate
+            assumed = "poisson" if told is not None and told < 1 and phase.local is None else None
+        if unhidden and assumed in _AMPLIFIED:
             yield Finding(
                 code="A01",
                 severity=Severity.E,
                 where=phase.name,
                 sentence=(
                     f"Sampling is of kind {sampling.kind}, but accounted as if every unit "
-                    f"{_AMPLIFIED[sampling.account_as]} in every round."
+                    f"{_AMPLIFIED[assumed]} in every round."
                 ),
                 evidence=_compared(deployment, phase),
                 fix=(
