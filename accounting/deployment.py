@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from accounting.errors import InvalidDeployment
 from accounting.events import MAX_COUNT
-from accounting.file_keys import KeyInfo, Span, explain, keys_of
+from accounting.file_keys import KeyInfo, Span, Words, explain, keys_of
 
 if TYPE_CHECKING:
     from accounting.audit.report import AuditReport
@@ -59,10 +59,12 @@ SCHEMA = "securefl-deployment/1"
 _MAX_BYTES = 1 << 20
 
 
-_POSITIVE = Span(low_open=True)
+# Further out, squares and reciprocals of what is computed leave the range of floats.
+_POSITIVE = Span(low=1e-30, high=1e30)
 _COUNT = Span(low=1, high=MAX_COUNT)
 _RATE = Span(low_open=True, high=1)
 _OPEN = Span(low_open=True, high=1, high_open=True)
+_DELTA = Span(low=1e-100, high=1, high_open=True)
 _SHARE = Span(high=1, high_open=True)
 
 Positive = Annotated[float, _POSITIVE]
@@ -93,7 +95,7 @@ class Population(_Section):
     max_devices_per_unit: Count = Field(
         default=1, description="devices with which one unit can take part"
     )
-    disjoint_from: tuple[str, ...] = Field(
+    disjoint_from: tuple[Words, ...] = Field(
         default=(), description="other populations that are assumed to share no unit with this one"
     )
     public_data: bool = Field(default=False, description="whether some of the data used is public")
@@ -103,7 +105,7 @@ class Guarantee(_Section):
     """``[guarantee]``: what is promised."""
 
     epsilon: Positive = Field(description="the promise, the target of the audit")
-    delta: Annotated[float, _OPEN] = Field(description="the promise's delta")
+    delta: Annotated[float, _DELTA] = Field(description="the promise's delta")
     adjacency: Literal["add-remove", "zero-out", "replace-one"] | None = Field(
         default=None,
         description="the neighbour relation; missing is a finding (A02), there is no default",
@@ -112,7 +114,7 @@ class Guarantee(_Section):
         default="auto",
         description="the method whose number decides; `auto` takes the smallest valid one",
     )
-    covers: tuple[str, ...] = Field(
+    covers: tuple[Words, ...] = Field(
         default=(), description="names of the phases and releases the promise covers; empty: all"
     )
     plan: Literal["fixed", "adaptive"] = Field(
@@ -309,12 +311,14 @@ class Accounting(_Section):
 class Phase(_Section):
     """``[[phase]]``: one training or analysis run over many rounds."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     rounds: Count = Field(description="rounds planned, T")
     released: Literal["every round", "checkpoints", "final model"] = Field(
         default="every round", description="what leaves the aggregator"
     )
-    dimension: MaybeCount = Field(default=None, description="coordinates; needed for integer noise")
+    dimension: MaybeCount = Field(
+        default=None, description="coordinates; needed for integer and laplace noise"
+    )
     sampling: Sampling = Field(description="who takes part")
     local: Local | None = Field(default=None, description="record-level steps inside of a client")
     clip: Clip = Field(description="what bounds a contribution")
@@ -336,6 +340,15 @@ class Phase(_Section):
             for key, value in (("dimension", self.dimension), ("noise.scale", self.noise.scale)):
                 if value is None:
                     raise ValueError(f"{key} is needed for {self.noise.kind} noise")
+        if self.noise.kind == "laplace":
+            if self.dimension is None:
+                raise ValueError(
+                    "dimension is needed for laplace noise: clip.norm bounds L2, not L1"
+                )
+            if self.clip.adaptive:
+                raise ValueError(
+                    "an adaptive norm with laplace noise is not described by this file"
+                )
         if self.noise.where == "client-shares" and self.planned is None:
             raise ValueError("aggregation.planned is needed for client-shares of everybody")
         if self.correlated is not None:
@@ -387,7 +400,7 @@ class Mechanism(_Section):
 class Release(_Section):
     """``[[release]]``: something else that is released from the same population's data."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     times: Count = Field(default=1, description="how often")
     mechanism: Mechanism = Field(description="what protects it")
 
@@ -417,7 +430,7 @@ class Tuning(_Section):
 class Empirical(_Section):
     """``[[empirical]]``: a lower bound that somebody measured on the running mechanism."""
 
-    name: str = Field(description="its name", min_length=1, max_length=100)
+    name: Words = Field(description="its name", min_length=1, max_length=100)
     lower: Annotated[float, Span()] = Field(description="lower bound on epsilon")
     delta: Annotated[float, _SHARE] = Field(description="the delta it was measured at")
     confidence: Annotated[float, _OPEN] = Field(description="of the bound, such as .95")
@@ -427,7 +440,7 @@ class Deployment(_Section):
     """One deployment as declared. Read it with :meth:`load`, judge it with :meth:`audit`."""
 
     schema_: Literal["securefl-deployment/1"] = Field(alias="schema", description="always this")
-    title: str = Field(default="", description="a name for the report", max_length=200)
+    title: Words = Field(default="", description="a name for the report", max_length=200)
     population: Population = Field(description="whose data")
     guarantee: Guarantee = Field(description="what is promised")
     trust: Trust = Field(description="against whom")
@@ -472,12 +485,13 @@ class Deployment(_Section):
         """
         path = Path(path)
         try:
-            size = path.stat().st_size
-            if size > _MAX_BYTES:
+            with path.open("rb") as file:  # a device has no size to ask for
+                raw = file.read(_MAX_BYTES + 1)
+            if len(raw) > _MAX_BYTES:
                 raise InvalidDeployment(
-                    f"{path}: a deployment file may have {_MAX_BYTES} bytes, found {size}"
+                    f"{path}: a deployment file may have {_MAX_BYTES} bytes, found more"
                 )
-            text = path.read_text(encoding="utf-8")
+            text = raw.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidDeployment(f"cannot read the deployment file {path}: {error}") from None
         return cls.parse(text, source=str(path))
@@ -590,13 +604,21 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
             found=cohort,
             expected=f"at most the {inside} there are: a rate of {cohort / inside:.3g} is above 1",
         )
-    fewest = phase.sampling.available or deployment.population.smallest_eligible
-    if fewest is not None and cohort is not None and cohort > fewest:
+    available = phase.sampling.available
+    few = [n for n in (available, deployment.population.smallest_eligible) if n is not None]
+    if few and cohort is not None and cohort > min(few):
         yield Impossible(
             key=f"{where}sampling.cohort",
             found=cohort,
-            expected=f"at most the {fewest} that are eligible in the smallest round",
+            expected=f"at most the {min(few)} that are eligible in the smallest round",
         )
+    if available is not None and inside is not None and available > inside:
+        yield Impossible(
+            key=f"{where}sampling.available",
+            found=available,
+            expected=f"at most the {inside} there are",
+        )
+    yield from _shares_of_nobody(phase, inside)
     planned, threshold = phase.planned, phase.aggregation.threshold
     if planned is not None and threshold is not None and threshold > planned:
         yield Impossible(
@@ -615,6 +637,40 @@ def _unrelated(deployment: Deployment, phase: Phase) -> Iterator[Impossible]:
                 found=correlated.participations,
                 expected=f"at most {most} in {steps} rounds at least {apart} apart",
             )
+        elif correlated.enforced == "none" and inside is not None:
+            yield from _oftener(phase, inside=min([inside, *few]), steps=min(steps, phase.rounds))
+
+
+def _shares_of_nobody(phase: Phase, inside: int | None) -> Iterator[Impossible]:
+    """More shares planned than clients that can send one, so that fewer survive than assumed."""
+    planned, sampling = phase.planned, phase.sampling
+    most, who = inside, "there are"
+    refused = phase.aggregation.threshold is not None  # sums of fewer are not opened at all
+    if sampling.cohort is not None and sampling.coins == "server" and not refused:
+        most, who = sampling.cohort, "in a cohort: nobody else sends a share"
+    shared = phase.noise.where == "client-shares"
+    if shared and planned is not None and most is not None and planned > most:
+        yield Impossible(
+            key=f"phase[{phase.name}].aggregation.planned",
+            found=planned,
+            expected=f"at most the {most} {who}",
+        )
+
+
+def _oftener(phase: Phase, *, inside: int, steps: int) -> Iterator[Impossible]:
+    """Participations that nobody limits and that the sampling itself exceeds."""
+    correlated, cohort = phase.correlated, phase.sampling.cohort
+    if correlated is None or phase.sampling.kind in {"poisson", "fixed"}:
+        return  # left to chance: A20 says that nobody makes sure
+    batches = 1 if cohort is None else max(1, inside // cohort)
+    often = -(-steps // batches)
+    if correlated.participations < often:
+        yield Impossible(
+            key=f"phase[{phase.name}].correlated.participations",
+            found=correlated.participations,
+            expected=f"at least {often}: sampling of kind {phase.sampling.kind} takes some units "
+            f"that often in {steps} rounds, and correlated.enforced names nobody who stops it",
+        )
 
 
 def known_keys() -> tuple[KeyInfo, ...]:

@@ -19,6 +19,7 @@ from accounting.errors import InvalidParameter
 from accounting.events import Adjacency, Event
 from accounting.filter import (
     budget_ticks,
+    check_order,
     checked_reserve,
     less_reserve,
     reserve_ticks,
@@ -156,6 +157,7 @@ class LedgerHeader:
         _set(self, "randomness", member_of(Randomness, self.randomness, "randomness"))
         if isinstance(self.order, bool) or not isinstance(self.order, int | float):
             raise InvalidParameter(f"order must be a number, found {self.order!r}")
+        check_order(self.order)
         _set(self, "order", float(self.order))
         if not isinstance(self.plan, str) or not _HEX64.fullmatch(self.plan):
             raise InvalidParameter(f"plan must be 64 hex digits (a digest), found {self.plan!r}")

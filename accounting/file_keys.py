@@ -10,13 +10,24 @@ import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from accounting.events import MAX_COUNT
 
-__all__ = ["KeyInfo", "Span", "explain", "keys_of"]
+__all__ = ["KeyInfo", "Span", "Words", "explain", "keys_of"]
+
+
+def _printable(text: str) -> str:
+    """Reports are read on terminals and pages: no text of a file may move their cursor or order."""
+    if not text.isprintable():
+        raise ValueError("only printable characters, no control or direction marks")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_printable)]
+"""Free text in a file that ends up in front of a reader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +57,7 @@ class Span:
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        if self.high >= MAX_COUNT:
+        if self.high in {MAX_COUNT, math.inf}:
             return f"{'above' if self.low_open else 'at least'} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
         return f"in {left}{self.low:g}, {self.high:g}{right}"
@@ -104,6 +115,8 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 def _kind(annotation: Any, spans: list[Span]) -> str:
     if get_origin(annotation) in {Union, types.UnionType}:
         annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{word}"`' for word in get_args(annotation))
     if get_origin(annotation) is tuple:
@@ -130,7 +143,7 @@ def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
 
 def _problem(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
     path = [part for part in problem["loc"] if not str(part).startswith(("function-", "lax-"))]
-    location = ".".join(str(part) for part in path) or "the file"
+    location = ".".join(_plain(str(part)) for part in path) or "the file"
     if problem["type"] == "extra_forbidden":
         *above, key = path
         return f"{location}: unknown key{_nearest(str(key), _names(above, root))}"
@@ -138,11 +151,18 @@ def _problem(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
         return f"{location}: this key is missing"
     if problem["type"] == "literal_error":
         words = tuple(word.strip("' ") for word in _words(str(problem["ctx"]["expected"])))
-        return f"{location}: found {problem['input']!r}{_nearest(str(problem['input']), words)}"
+        return (
+            f"{location}: found {_short(problem['input'])}{_nearest(str(problem['input']), words)}"
+        )
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem["input"]
     shown = "" if isinstance(found, dict | BaseModel) else f", found {_short(found)}"
     return f"{location}: {message}{shown}"
+
+
+def _plain(key: str) -> str:
+    """A key as it stands in the file, or quoted and short where that could mislead a terminal."""
+    return key if key.isprintable() and len(key) <= 80 else _short(key)
 
 
 def _words(expected: str) -> list[str]:

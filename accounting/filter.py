@@ -34,6 +34,7 @@ __all__ = [
     "Filter",
     "Odometer",
     "budget_ticks",
+    "check_order",
     "checked_reserve",
     "failure_ticks",
     "floor_ticks",
@@ -62,24 +63,29 @@ def budget_ticks(epsilon: float, delta: float, order: float) -> int:
         InvalidParameter: if the order is outside [1.01, 65536], or the budget would be below one
             tick or above 2^62 ticks.
     """
-    _check_order(order)
+    check_order(order)
     budget = epsilon - math.log1p(-1 / order) + (math.log(delta) + math.log(order)) / (order - 1)
     return _budget_in_ticks(budget, epsilon, delta, order)
 
 
-def _check_order(order: float) -> None:
+def check_order(order: float) -> None:
+    """Refuses an order that cannot be declared.
+
+    Raises:
+        InvalidParameter: outside [1.01, 65536].
+    """
     if not MIN_ORDER <= order <= MAX_ORDER:
         raise InvalidParameter(f"order must be in [{MIN_ORDER}, {MAX_ORDER}], found {order!r}")
 
 
 def _budget_in_ticks(budget: float, epsilon: float, delta: float, order: float) -> int:
-    ticks = math.floor(budget * TICKS_PER_UNIT)  # a power of two: the product is exact
+    ticks = budget * TICKS_PER_UNIT  # a power of two: the product is exact
     if not 1 <= ticks <= MAX_TICKS:
         raise InvalidParameter(
             f"order {order:g} leaves an RDP budget of {budget:.6g} for epsilon {epsilon:g} at "
             f"delta {delta:g}: declare the order of the calibrated plan (achieved.order)"
         )
-    return ticks
+    return math.floor(ticks)
 
 
 def price(event: Event, *, order: float, adjacency: Adjacency) -> int | None:
@@ -223,7 +229,7 @@ class _Sums:
         if not self.orders or len(set(self.orders)) != len(self.orders):
             raise InvalidParameter(f"orders must be different numbers, found {self.orders}")
         for order in self.orders:
-            _check_order(order)
+            check_order(order)
         self.spent: tuple[int | None, ...] = (0,) * len(self.orders)  # None: without limit
         self.failures = 0
         self.releases = 0

@@ -314,8 +314,10 @@ def _discretised(pair: _Pair, h: float, *, forward: bool, up: bool) -> tuple[Los
     Cells of w are so small that the loss moves by about h in each; the end of the cell that bounds
     the loss on the needed side is taken, and then the grid point on that side.
     """
-    ends = pair.loss(np.array([-pair.reach, pair.reach]))
-    if not float(ends[1] - ends[0]) / h <= _MAX_CELLS:  # before any memory is taken
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        ends = pair.loss(np.array([-pair.reach, pair.reach]))
+        cells = float(ends[1] - ends[0]) / h
+    if not cells <= _MAX_CELLS:  # before any memory is taken; not a number neither
         raise UnsupportedEvent(
             f"an interval would need losses from {ends[0]:.3g} to {ends[1]:.3g} in cells of "
             f"{h:.2g}, more than {_MAX_CELLS} of them: so little noise has no interval",

@@ -180,6 +180,8 @@ def pld_fits(event: Event, adjacency: Adjacency, width: float) -> bool:
 
 def grid_width(event: Event, rdp_value: float) -> float:
     """The coarser grid width: max(1e-5, min(1e-3, eps_rdp/2000, 1e-2/sqrt(T)))."""
+    if rdp_value == 0:
+        return 1e-3  # nothing to refine
     steps = float(sum(count_weight(count) for _, count in leaves(event)))
     return max(1e-5, min(1e-3, rdp_value / 2000, 1e-2 / math.sqrt(steps)))
 

@@ -291,7 +291,14 @@ class Record:
             return self._read(body, expected)
         except BrokenChain:
             raise
-        except (AccountingError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (
+            AccountingError,
+            ArithmeticError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise BrokenChain(f"entry {seq} cannot be trusted: {error}", entry=seq) from error
 
     def _read(self, body: dict[str, Any], digest: bytes) -> LedgerEntry:

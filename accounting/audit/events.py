@@ -51,6 +51,7 @@ __all__ = [
     "adjacency_of",
     "base_event",
     "bits_needed",
+    "charged_releases",
     "client_count",
     "colluders",
     "eligible",
@@ -122,8 +123,8 @@ def client_count(deployment: Deployment, phase: Phase) -> int:
 
 def eligible(deployment: Deployment, phase: Phase) -> int:
     """The fewest of them that were eligible in any round: the rate is largest there."""
-    fewest = deployment.population.smallest_eligible
-    return phase.sampling.available or fewest or client_count(deployment, phase)
+    said = (phase.sampling.available, deployment.population.smallest_eligible)
+    return min([client_count(deployment, phase), *(n for n in said if n is not None)])
 
 
 def sample_rate(deployment: Deployment, phase: Phase) -> float:
@@ -139,8 +140,8 @@ def releases_per_round(phase: Phase) -> int:
 
 
 def epochs_of(deployment: Deployment, phase: Phase) -> int:
-    """Passes over the population in the planned rounds, begun ones included."""
-    batches = max(1, client_count(deployment, phase) // (phase.sampling.cohort or 1))
+    """Passes over the fewest eligible in the planned rounds, begun ones included."""
+    batches = max(1, eligible(deployment, phase) // (phase.sampling.cohort or 1))
     return -(-phase.rounds // batches)
 
 
@@ -149,6 +150,20 @@ def participations(deployment: Deployment, phase: Phase) -> int:
     if phase.sampling.kind in {"shuffle", "cyclic"}:
         return epochs_of(deployment, phase)
     return phase.rounds
+
+
+def charged_releases(deployment: Deployment, phase: Phase) -> int:
+    """Releases that the phase's accountant has to count, by the sampling it says it assumes.
+
+    Without amplification only those that one unit is in; with it, each round is one.
+    """
+    assumed = phase.sampling.account_as or phase.sampling.kind
+    often = phase.rounds
+    if phase.correlated is not None:
+        often = min(often, phase.correlated.participations)
+    elif assumed in {"shuffle", "cyclic"}:
+        often = participations(deployment, phase)
+    return often * releases_per_round(phase)
 
 
 def colluders(deployment: Deployment, phase: Phase) -> int:
@@ -228,11 +243,20 @@ def is_bracketed(deployment: Deployment, phase: Phase) -> bool:
     sampled = kind in {"poisson", "fixed"} and sample_rate(deployment, phase) < 1
     if phase.local is not None:
         return sampled or kind == "shuffle"
-    return kind == "shuffle" or (sampled and (kind == "fixed" or _noise_follows_cohort(phase)))
+    unproved = (
+        kind == "fixed" or _noise_follows_cohort(phase) or _cohort_is_known(deployment, phase)
+    )
+    return kind == "shuffle" or (sampled and unproved)
 
 
 def _noise_follows_cohort(phase: Phase) -> bool:
-    return phase.noise.where == "client-shares" and phase.noise.level == "cohort"
+    """Whether those who are drawn bring the noise, so that its size tells how many they are."""
+    return phase.noise.where != "server" and phase.noise.level == "cohort"
+
+
+def _cohort_is_known(deployment: Deployment, phase: Phase) -> bool:
+    """Whether the claim is against a server that draws the cohort itself."""
+    return deployment.trust.model == "local" and phase.sampling.coins == "server"
 
 
 def total_event(deployment: Deployment, scenario: Scenario) -> Event:
@@ -291,6 +315,8 @@ def _rounds(deployment: Deployment, phase: Phase, scenario: Scenario) -> Event:
         return _correlated(deployment, phase, scenario)
     rate, rounds = sample_rate(deployment, phase), phase.rounds
     kind, hidden = phase.sampling.kind, scenario.amplification
+    if hidden is Amplification.ALL and _cohort_is_known(deployment, phase):
+        hidden = Amplification.CLIENTS_KNOWN
     if phase.local is not None:
         inner = base
         if hidden is not Amplification.NONE and phase.local.rate < 1:
@@ -377,7 +403,8 @@ def _noise(phase: Phase, scenario: Scenario, *, shares: int | None) -> Event:
     z, factor = noise_multiplier(phase), sensitivity_factor(phase)
     kind = phase.noise.kind
     if kind == "laplace":
-        return Laplace(b=z / factor)
+        # Per coordinate, while the norm bounds L2: L1 is up to sqrt(dimension) times as long.
+        return Laplace(b=z / (factor * math.sqrt(_whole(phase.dimension))))
     if kind == "gaussian" or scenario.gaussian:
         return Gaussian(noise_multiplier=z / factor)
     scale, dimension = _given(phase.noise.scale), _padded(_whole(phase.dimension))

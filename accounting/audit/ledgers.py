@@ -16,7 +16,8 @@ from accounting.audit.wording import plain, up
 from accounting.deployment import Deployment
 from accounting.entries import EntryKind, Head, LedgerEntry, LedgerHeader, Randomness
 from accounting.events import Compose, Event, Hierarchical, NoiseShares, Poisson, Repeat
-from accounting.filter import spent_epsilon
+from accounting.export import VerifiedLedger
+from accounting.filter import less_reserve, spent_epsilon
 from accounting.ledger import Ledger
 
 __all__ = ["LedgerView", "Point", "read_ledger"]
@@ -50,6 +51,8 @@ class LedgerView:
         open: reservations that are still open; they stay charged.
         exhausted_at: the round after which a mean charge no longer fits; None if none was made.
         overspent: why the budget or the promise is exceeded; empty if it is not.
+        other_adjacency: that the ledger's neighbour relation is not the file's; empty if it is.
+        other_unit: that the ledger's unit of protection is not the file's; empty if it is.
         weak_noise: settlements that claim more honest noise than their evidence has.
         injected: whether the noise came from an injected generator: a test, and no claim.
         remarks: differences between the ledger and the file.
@@ -65,6 +68,8 @@ class LedgerView:
     open: int
     exhausted_at: int | None
     overspent: str
+    other_adjacency: str
+    other_unit: str
     weak_noise: tuple[str, ...]
     injected: bool
     remarks: tuple[str, ...]
@@ -91,7 +96,9 @@ def read_ledger(
         aborted=sum(entry.kind is EntryKind.ABORT for entry in ledger.entries),
         open=len(ledger.open_tickets),
         exhausted_at=_exhausted_at(ledger.entries, ledger.balance.budget),
-        overspent=_overspent(deployment, ledger.header, ledger.epsilon, ledger.balance.remaining),
+        overspent=_overspent(deployment, ledger),
+        other_adjacency=_other_adjacency(deployment, ledger.header),
+        other_unit=_other_unit(deployment, ledger.header),
         weak_noise=tuple(_weak_noise(ledger.entries)),
         injected=ledger.randomness is Randomness.INJECTED,
         remarks=(),
@@ -128,21 +135,57 @@ def _exhausted_at(entries: tuple[LedgerEntry, ...], budget: int) -> int | None:
     return budget * len(charges) // sum(charges) if charges else None
 
 
-def _overspent(deployment: Deployment, header: LedgerHeader, spent: Bound, remaining: int) -> str:
-    guarantee = deployment.guarantee
-    if remaining < 0:
+def _overspent(deployment: Deployment, ledger: VerifiedLedger) -> str:
+    guarantee, header = deployment.guarantee, ledger.header
+    if ledger.overspent:
         return "more was charged than the ledger's budget allows (a loss was acknowledged)"
-    if header.delta <= guarantee.delta and spent.value > guarantee.epsilon:
-        return (
-            f"epsilon {up(spent.value)} is spent at delta {header.delta:g}, "
-            f"{plain(guarantee.epsilon)} is promised"
-        )
+    if _other_adjacency(deployment, header) or _other_unit(deployment, header):
+        return ""  # its epsilon is another promise's
     if header.delta > guarantee.delta:
         return (
             f"the ledger's budget is for delta {header.delta:g}, the file promises "
             f"{guarantee.delta:g}: nothing it admits keeps that promise"
         )
+    spent = _spent_of_promise(deployment, ledger)
+    if spent > guarantee.epsilon:
+        return (
+            f"epsilon {up(spent)} is spent at delta {guarantee.delta:g}, "
+            f"{plain(guarantee.epsilon)} is promised"
+        )
     return ""
+
+
+def _spent_of_promise(deployment: Deployment, ledger: VerifiedLedger) -> float:
+    """Epsilon of everything charged at the file's delta, which is no smaller than the ledger's.
+
+    A plan that adapts has no other order than the declared one.
+    """
+    header, balance, delta = ledger.header, ledger.balance, deployment.guarantee.delta
+    taken = balance.spent + balance.reserved
+    left = less_reserve(delta, header.delta_reserve)
+    declared = spent_epsilon(taken, delta=left, order=header.order)
+    if taken <= balance.budget:
+        declared = min(declared, header.epsilon)  # that is what the budget means
+    if deployment.guarantee.plan == "adaptive":
+        return declared
+    return min(declared, ledger.record.accountant().epsilon(delta).value)
+
+
+def _other_adjacency(deployment: Deployment, header: LedgerHeader) -> str:
+    declared = deployment.guarantee.adjacency
+    if declared is None or header.adjacency is adjacency_of(deployment):
+        return ""
+    return (
+        f"the ledger is under {header.adjacency} adjacency, the file under {declared}: their "
+        "numbers cannot be compared"
+    )
+
+
+def _other_unit(deployment: Deployment, header: LedgerHeader) -> str:
+    unit = deployment.population.unit
+    if header.unit.value == unit:
+        return ""
+    return f"the ledger protects one {header.unit.value}, the file one {unit}"
 
 
 def _weak_noise(entries: tuple[LedgerEntry, ...]) -> list[str]:
@@ -176,16 +219,7 @@ def _with_remarks(view: LedgerView, deployment: Deployment) -> LedgerView:
     header, guarantee = view.header, deployment.guarantee
     planned = sum(phase.rounds for phase in deployment.phase)
     remarks = []
-    if guarantee.adjacency is not None and header.adjacency is not adjacency_of(deployment):
-        remarks.append(
-            f"the ledger is under {header.adjacency} adjacency, the file under "
-            f"{guarantee.adjacency}: their numbers cannot be compared"
-        )
-    if header.unit.value != deployment.population.unit:
-        remarks.append(
-            f"the ledger protects one {header.unit.value}, the file one "
-            f"{deployment.population.unit}"
-        )
+    remarks += [text for text in (view.other_adjacency, view.other_unit) if text]
     if header.epsilon > guarantee.epsilon:
         remarks.append(
             f"the ledger's budget is epsilon {plain(header.epsilon)}, the file promises "

@@ -277,6 +277,9 @@ def _of_ledger(view: LedgerView | None) -> tuple[Finding, ...]:
                 fix="Run with the system's generator; a simulation supports no claim.",
             )
         )
+    for code, text in (("A02", view.other_adjacency), ("A14", view.other_unit)):
+        if text:
+            found.append(_of_another_promise(code, text))
     if view.weak_noise:
         found.append(
             Finding(
@@ -289,6 +292,17 @@ def _of_ledger(view: LedgerView | None) -> tuple[Finding, ...]:
             )
         )
     return tuple(found)
+
+
+def _of_another_promise(code: str, text: str) -> Finding:
+    return Finding(
+        code=code,
+        severity=Severity.E,
+        where="ledger",
+        sentence=f"The ledger keeps count of another promise than the file's: {text}.",
+        evidence=(("what it says about the file's promise", "nothing"),),
+        fix="Give the ledger that was declared for this promise, or promise what it counts.",
+    )
 
 
 def _curve(deployment: Deployment) -> tuple[tuple[float, float], ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,7 @@ from accounting.audit.bounds import Numbers, numbers
 from accounting.audit.difference import difference
 from accounting.audit.events import AS_PLANNED, WORST, Scenario, lower_event, total_event
 from accounting.audit.lints import Finding, Severity, findings
+from accounting.audit.lints.base import changed
 from accounting.audit.outlook import attacker
 from accounting.audit.planning import plan
 from accounting.audit.report import AuditReport, audit, exit_code, judge
@@ -231,7 +233,8 @@ def test_lost_noise_never_helps_in_any_deployment(
 
 
 @pytest.mark.long
-@settings(max_examples=20)
+@pytest.mark.timeout(1800)  # about a second of processor time for each example
+@settings(max_examples=60)
 @given(deployments())
 def test_a_lower_bound_is_never_above_the_upper_one_and_every_deployment_gets_a_verdict(
     deployment: Deployment,
@@ -411,17 +414,25 @@ def hospital() -> Deployment:
 def make_run(tmp_path: Path, evidence: dict[str, object]) -> Callable[..., Path]:
     """A ledger of so many rounds of the hospital's plan."""
 
-    def make(rounds: int, *, order: float = 3.473148148148148, target: float = 8.0) -> Path:
+    def make(
+        rounds: int,
+        *,
+        order: float = 3.473148148148148,
+        target: float = 8.0,
+        delta: float = 1e-5,
+        unit: Unit = Unit.RECORD,
+        adjacency: Adjacency = Adjacency.ZERO_OUT,
+    ) -> Path:
         event = Repeat(
             event=Poisson(sample_rate=0.178, event=Gaussian(noise_multiplier=1.4672345410561085)),
             count=8,
         )
         header = LedgerHeader(
             population="hospital",
-            unit=Unit.RECORD,
-            adjacency=Adjacency.ZERO_OUT,
+            unit=unit,
+            adjacency=adjacency,
             epsilon=target,
-            delta=1e-5,
+            delta=delta,
             order=order,
             plan=digest(event),
         )
@@ -474,6 +485,41 @@ def test_a_ledger_that_spent_more_than_is_promised_fails(
     assert report.ledger is not None
     assert any("would admit more" in remark for remark in report.ledger.remarks)
     assert any("20 releases were settled, 14" in remark for remark in report.ledger.remarks)
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [({"adjacency": Adjacency.ADD_REMOVE}, "A02"), ({"unit": Unit.USER}, "A14")],
+    ids=["adjacency", "unit"],
+)
+def test_a_ledger_of_another_promise_supports_none_and_contradicts_none(
+    hospital: Deployment, make_run: Callable[..., Path], other: dict[str, Any], code: str
+) -> None:
+    for rounds, target in ((1, 8.0), (20, 12.0)):
+        report = hospital.audit(make_run(rounds, target=target, **other))
+        assert (code, Severity.E, "ledger") in {
+            (one.code, one.severity, one.where) for one in report.findings
+        }
+        assert report.verdict is Verdict.UNSUPPORTED
+
+
+def test_a_ledger_is_compared_at_the_delta_of_the_file(
+    hospital: Deployment, make_run: Callable[..., Path]
+) -> None:
+    # More than 8 at the ledger's delta of 1e-7, less at the promised one of 1e-5.
+    report = hospital.audit(make_run(10, target=12.0, delta=1e-7))
+    assert report.ledger is not None
+    assert report.ledger.spent.value > 8.0
+    assert report.verdict is Verdict.PASS
+
+
+def test_a_plan_that_adapts_is_charged_at_the_declared_order(
+    hospital: Deployment, make_run: Callable[..., Path]
+) -> None:
+    path = make_run(10, order=8.0, target=20.0)
+    fixed = changed(hospital, "guarantee.plan", "fixed")
+    assert fixed.audit(path).verdict is Verdict.PASS
+    assert hospital.audit(path).verdict is Verdict.FAIL
 
 
 def test_settling_more_honest_noise_than_the_evidence_has_is_a_finding(

@@ -11,9 +11,9 @@ from accounting.audit.bounds import release_epsilon
 from accounting.audit.events import (
     WORST,
     adjacency_of,
+    charged_releases,
     phase_event,
     release_event,
-    releases_per_round,
     total_event,
 )
 from accounting.audit.lints.base import Finding, Severity, cost, lint
@@ -32,7 +32,7 @@ def classic(deployment: Deployment) -> Iterator[Finding]:
     for phase in deployment.phase:
         if phase.accounting.method == "classic" and deployment.guarantee.epsilon > 1:
             yield _beyond_one(deployment, phase)
-        true = phase.rounds * releases_per_round(phase)
+        true = charged_releases(deployment, phase)
         if phase.accounting.steps == 1 and true > 1:
             yield _one_of_many(deployment, phase, true)
 

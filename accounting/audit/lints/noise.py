@@ -110,6 +110,36 @@ def threshold_below_noise(deployment: Deployment) -> Iterator[Finding]:
             yield _added_again(deployment, phase)
         if phase.noise.at == "minimum":
             yield from _low_threshold(deployment, phase)
+        elif phase.aggregation.threshold is None and _cohort_varies(deployment, phase):
+            yield _any_cohort(deployment, phase)
+
+
+def _cohort_varies(deployment: Deployment, phase: Phase) -> bool:
+    """Whether coins decide how many clients send a share."""
+    sampling = phase.sampling
+    drawn = sampling.kind == "poisson" and sampling.coins == "server"
+    return drawn and sample_rate(deployment, phase) < 1
+
+
+def _any_cohort(deployment: Deployment, phase: Phase) -> Finding:
+    assumed, floor = fewest_survivors(phase), colluders(deployment, phase) + 1
+    rows = [("survivors that the number assumes", str(assumed))]
+    rows.append(("survivors that the protocol accepts", "any number"))
+    for count in (assumed, floor):
+        kept = changed(phase, "aggregation.threshold", count)
+        bound, _ = best_upper(with_phase(deployment, phase, kept), WORST)
+        rows.append((f"epsilon of sums of {count} survivors", epsilon_text(bound)))
+    return Finding(
+        code="A05",
+        severity=Severity.E,
+        where=phase.name,
+        sentence=(
+            "Coins decide how many clients come, each of them brings a share of the noise, and "
+            "the protocol opens sums of any number."
+        ),
+        evidence=tuple(rows),
+        fix=f"Set aggregation.threshold, such as to {assumed}: rounds below it are not opened.",
+    )
 
 
 def _added_again(deployment: Deployment, phase: Phase) -> Finding:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from accounting.audit.events import (
     WORST,
     base_event,
+    charged_releases,
     client_count,
     eligible,
     lower_event,
@@ -24,6 +25,11 @@ __all__: list[str] = []
 
 _TINY_COHORT = 10
 _RARE = 1e-6
+_AMPLIFIED = {
+    "poisson": "tossed a coin",
+    "fixed": "were drawn into a random cohort",
+    "product": "tossed a coin",
+}
 
 
 def _as_poisson(deployment: Deployment, phase: Phase) -> Event:
@@ -55,14 +61,20 @@ def shuffled_as_poisson(deployment: Deployment) -> Iterator[Finding]:
     """Every unit is in exactly one batch of an epoch: there is no coin to hide behind."""
     for phase in deployment.phase:
         sampling = phase.sampling
-        if sampling.kind in {"shuffle", "cyclic"} and sampling.account_as == "poisson":
+        unhidden = sampling.kind in {"shuffle", "cyclic", "all"}
+        assumed = sampling.account_as
+        if assumed in {None, sampling.kind} and sampling.kind != "all":
+            # An accountant that is given a rate amplifies by it, whatever it is called.
+            told = phase.accounting.rate
+            assumed = "poisson" if told is not None and told < 1 and phase.local is None else None
+        if unhidden and assumed in _AMPLIFIED:
             yield Finding(
                 code="A01",
                 severity=Severity.E,
                 where=phase.name,
                 sentence=(
-                    f"The batches are drawn by {sampling.kind}, but accounted as if every unit "
-                    "tossed a coin in every round."
+                    f"Sampling is of kind {sampling.kind}, but accounted as if every unit "
+                    f"{_AMPLIFIED[assumed]} in every round."
                 ),
                 evidence=_compared(deployment, phase),
                 fix=(
@@ -76,7 +88,9 @@ def shuffled_as_poisson(deployment: Deployment) -> Iterator[Finding]:
 def fixed_as_poisson(deployment: Deployment) -> Iterator[Finding]:
     """Drawing exactly n units is not tossing a coin for each."""
     for phase in deployment.phase:
-        if phase.sampling.kind == "fixed" and phase.sampling.account_as == "poisson":
+        coin = phase.sampling.account_as == "poisson"
+        coin = coin or (phase.local is None and phase.sampling.account_as == "product")
+        if phase.sampling.kind == "fixed" and coin:
             yield Finding(
                 code="A03",
                 severity=Severity.E,
@@ -98,7 +112,7 @@ def product_rate(deployment: Deployment) -> Iterator[Finding]:
         if local is None or rate >= 1:
             continue
         told = phase.accounting.rate
-        multiplied = told is not None and math.isclose(told, rate * local.rate, rel_tol=1e-6)
+        multiplied = told is not None and told <= rate * local.rate * (1 + 1e-6)
         if phase.sampling.account_as != "product" and not multiplied:
             continue
         product = Repeat(
@@ -135,7 +149,7 @@ def product_rate(deployment: Deployment) -> Iterator[Finding]:
 def wrong_steps(deployment: Deployment) -> Iterator[Finding]:
     """Every noisy release is a step; nothing else is."""
     for phase in deployment.phase:
-        told, true = phase.accounting.steps, phase.rounds * releases_per_round(phase)
+        told, true = phase.accounting.steps, charged_releases(deployment, phase)
         if told is None or told >= true or (told == 1 and true > 1):
             continue  # one step for many rounds is a claim without composition: A09
         sampled = phase.sampling.kind == "poisson" and phase.local is None
@@ -156,7 +170,7 @@ def wrong_steps(deployment: Deployment) -> Iterator[Finding]:
             severity=Severity.E,
             where=phase.name,
             sentence=(
-                f"The accountant is told of {told} releases where {true} happen "
+                f"The accountant is told of {told} releases where {true} count for one unit "
                 f"({phase.rounds} rounds of {releases_per_round(phase)})."
             ),
             evidence=tuple(rows),

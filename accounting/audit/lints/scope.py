@@ -34,30 +34,42 @@ def adjacency(deployment: Deployment) -> Iterator[Finding]:
         return
     for phase in deployment.phase:
         told = phase.accounting.sensitivity
-        if declared == "replace-one" and told is not None and told < 2:
+        norms = 2 if declared == "replace-one" else 1
+        if told is not None and told < norms:
+            change = {"replace-one": "Replacing", "zero-out": "Zeroing", "add-remove": "Removing"}
             yield Finding(
                 code="A02",
                 severity=Severity.E,
                 where=phase.name,
                 sentence=(
-                    f"Replacing one unit moves the sum by up to 2 clipping norms; the accountant "
-                    f"assumes {plain(told)}."
+                    f"{change[declared]} one unit moves the sum by up to {norms} clipping "
+                    f"norm{'s' * (norms > 1)}; the accountant assumes {plain(told)}."
                 ),
                 evidence=_by_adjacency(deployment, ("zero-out", "replace-one")),
-                fix="Account with twice the norm, or claim zero-out or add-remove.",
+                fix="Account with twice the norm, or claim zero-out or add-remove."
+                if norms > 1
+                else "Account with the clipping norm: accounting.sensitivity = 1.",
             )
-        if declared == "add-remove" and phase.noise.where == "client-shares":
+        if declared == "add-remove" and _takes_noise_away(deployment, phase):
             yield Finding(
                 code="A02",
                 severity=Severity.E,
                 where=phase.name,
                 sentence=(
-                    "Under add-remove an absent client takes its share of the noise away, so the "
+                    "Under add-remove an absent client takes its noise away, so the "
                     "two sums differ in more than one contribution."
                 ),
                 evidence=_by_adjacency(deployment, ("add-remove", "zero-out")),
                 fix='Claim adjacency = "zero-out".',
             )
+
+
+def _takes_noise_away(deployment: Deployment, phase: Phase) -> bool:
+    """Whether a unit that is absent altogether does not bring its noise either."""
+    where = phase.noise.where
+    return where == "client-shares" or (
+        where == "client" and deployment.population.unit != "record"
+    )
 
 
 def _by_adjacency(deployment: Deployment, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
