@@ -43,6 +43,7 @@ from securefl.protocols.machine import (
     Outbox,
     PhaseClosed,
     Reason,
+    Refused,
 )
 from securefl.protocols.secagg.graph import Edges, NeighbourGraph, graph_of, peel
 from securefl.protocols.secagg.keys import KeySchedule
@@ -94,14 +95,6 @@ from securefl.wire import (
 )
 
 __all__ = ["SecAggServer"]
-
-
-class _Refused(Exception):
-    """Content that costs its sender the place in the session."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
 
 
 class SecAggServer(RestartableMachine):
@@ -285,11 +278,11 @@ class SecAggServer(RestartableMachine):
             raise self._end.unexpected(u, f"{kind.name} of a client that was dropped before")
         try:
             if forged is not None:
-                raise _Refused(Reason.INVALID_SIGNATURE)
+                raise Refused(Reason.INVALID_SIGNATURE)
             self._handle(kind, u, parsed.body)
-        except (WireError, _Refused) as error:
+        except (WireError, Refused) as error:
             self._gone.add(u)
-            reason = error.reason if isinstance(error, _Refused) else Reason.MALFORMED
+            reason = error.reason if isinstance(error, Refused) else Reason.MALFORMED
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
         self._replied.add(u)
@@ -322,14 +315,14 @@ class SecAggServer(RestartableMachine):
         message = AdvertiseKeys.decode(body)
         new = {message.c_pk, message.s_pk}
         if len(new) < 2 or new & self._public_keys:
-            raise _Refused(Reason.DUPLICATE_KEY)
+            raise Refused(Reason.DUPLICATE_KEY)
         assert self._probe is not None  # noqa: S101  # dropped when this phase closes
         try:
             # Every other client would refuse the whole roster for one degenerate key in it.
             for key in new:
                 self._probe.agree(PublicKey(key))
         except DegenerateKey:
-            raise _Refused(Reason.MALFORMED) from None
+            raise Refused(Reason.MALFORMED) from None
         self._advertised[u] = message
         self._public_keys |= new
 
@@ -354,7 +347,7 @@ class SecAggServer(RestartableMachine):
         try:
             self._end.directory.verify(u, signature, statement)
         except BadSignature:
-            raise _Refused(Reason.INVALID_SIGNATURE) from None
+            raise Refused(Reason.INVALID_SIGNATURE) from None
         self._signatures[MessageType.SURVIVOR_SIGNATURE, u] = signature
 
     def _on_unmask_shares(self, u: ClientId, body: Buffer) -> None:
