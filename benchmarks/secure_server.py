@@ -210,7 +210,7 @@ def serve(frames: Connection, config: RoundConfig, processes: int) -> None:
         at_most = resident("VmHWM")
         peaks[phase] = None if at_most is None or baseline is None else at_most - baseline
         assert done is server.final
-        frames.send_bytes(server._session or b"")
+        frames.send_bytes(server._end.session or b"")
     if executor is not None:
         executor.shutdown()
     frames.send(

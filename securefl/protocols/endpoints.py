@@ -62,13 +62,21 @@ class ClientEnd:
         self.identity = identity if active else None
         self.directory = directory if active else None
 
-    def check_origin(self, frame: Frame, *, sender: ClientId | None, before_session: bool) -> None:
+    def check_origin(
+        self,
+        frame: Frame,
+        *,
+        sender: ClientId | None,
+        before_session: bool,
+        what: str = "a frame",
+    ) -> None:
         """Refuses a frame that is not the server's, or not of this session.
 
         Args:
             frame: what came.
             sender: whom the transport authenticated; None if it does not.
             before_session: whether frames of this type name the configuration and no session.
+            what: how errors call it where they know nothing else of it.
 
         Raises:
             UnexpectedMessage: if it is not for this machine; nothing has changed.
@@ -85,7 +93,7 @@ class ClientEnd:
         if frame.signature:
             raise self.unexpected("a signed frame from the server, which signs nothing")
         if frame.session != (self.config_digest if before_session else self.session):
-            raise self.unexpected("a frame of another session")
+            raise self.unexpected(f"{what} of another session")
 
     def unexpected(self, what: str) -> UnexpectedMessage:
         """The error for a frame that the server should not have sent now."""
@@ -147,13 +155,21 @@ class ServerEnd:
         self.session: bytes | None = None
         self.directory = directory if self.active else None
 
-    def origin(self, frame: Frame, *, sender: ClientId | None, before_session: bool) -> ClientId:
+    def origin(
+        self,
+        frame: Frame,
+        *,
+        sender: ClientId | None,
+        before_session: bool,
+        what: str = "a frame",
+    ) -> ClientId:
         """The client whose frame of this session it is, by what the header claims.
 
         Args:
             frame: what came.
             sender: whom the transport authenticated; None if it does not.
             before_session: whether frames of this type name the configuration and no session.
+            what: how errors call it where they know nothing else of it.
 
         Raises:
             UnexpectedMessage: if it is not for this machine; nothing has changed.
@@ -169,7 +185,7 @@ class ServerEnd:
             wrong = "an unsigned" if self.active else "a signed"
             raise self.unexpected(u, f"{wrong} frame in a session against {config.adversary.name}")
         if frame.session != (self.config_digest if before_session else self.session):
-            raise self.unexpected(u, "a frame of another session")
+            raise self.unexpected(u, f"{what} of another session")
         return u
 
     def forged(self, frame: Frame, u: ClientId) -> BadSignature | None:

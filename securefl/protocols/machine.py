@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias, overload
 
-from securefl.errors import PeerProtocolError, WireError
+from securefl.errors import (
+    BelowThreshold,
+    DecryptionFailed,
+    Equivocation,
+    InvalidSignature,
+    PeerProtocolError,
+    RosterMismatch,
+    WireError,
+)
 from securefl.modular import RingVector
 from securefl.round import AggregateSum, ClientId, SurvivorSets
 
@@ -28,9 +36,11 @@ __all__ = [
     "Outbox",
     "PhaseClosed",
     "Reason",
+    "Refused",
     "ServerMachine",
     "ShareMismatch",
     "ShareUnreadable",
+    "abort_reason",
 ]
 
 
@@ -53,6 +63,33 @@ class Reason(IntEnum):
 
 class MalformedMessage(PeerProtocolError, WireError):
     """A message of the expected type whose bytes are malformed: its author is known."""
+
+
+class Refused(Exception):
+    """Content that costs its sender the place in the session; it never leaves a server's machine.
+
+    Attributes:
+        reason: what the server reports.
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+_REASONS: dict[type[Exception], Reason] = {
+    RosterMismatch: Reason.ROSTER_MISMATCH,
+    DecryptionFailed: Reason.DECRYPTION_FAILED,
+    Equivocation: Reason.EQUIVOCATION,
+    InvalidSignature: Reason.INVALID_SIGNATURE,
+    BelowThreshold: Reason.BELOW_THRESHOLD,
+    MalformedMessage: Reason.MALFORMED,
+}
+
+
+def abort_reason(error: PeerProtocolError | BelowThreshold) -> Reason:
+    """What the Abort frame says of a client that this error ends."""
+    return _REASONS.get(type(error), Reason.MALFORMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ and against an active server the question whether everybody in the cohort is som
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -13,7 +14,14 @@ from securefl.errors import ConfigurationError
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.round import Adversary, ClientId, RoundConfig, ceil_rate
 
-__all__ = ["SIGMA", "ClientPolicy", "check_demands", "check_identities"]
+__all__ = [
+    "SIGMA",
+    "ClientPolicy",
+    "check_corruption",
+    "check_demands",
+    "check_identities",
+    "check_membership",
+]
 
 SIGMA = 40
 """Statistical security of a random graph: what it promises fails with probability 2^-SIGMA."""
@@ -50,6 +58,39 @@ class ClientPolicy:
             raise ConfigurationError(f"a policy's sigma must be at least 1, found {self.sigma}")
         if self.n_min < 3:
             raise ConfigurationError(f"a policy's n_min must be at least 3, found {self.n_min}")
+
+
+def check_corruption(config: RoundConfig, *, assume_no_corruption: bool) -> None:
+    """A = 0 is a decision and no default.
+
+    Raises:
+        ConfigurationError: if the configuration has it and nobody decided it.
+    """
+    if config.A == 0 and not assume_no_corruption:
+        raise ConfigurationError(
+            "A=0 assumes that no client ever colludes with the server; "
+            "raise A, or set assume_no_corruption=True on both sides"
+        )
+
+
+def check_membership(u: ClientId, config: RoundConfig, context_digest: bytes) -> None:
+    """The client must be in the cohort, and mean by the sum what the configuration means.
+
+    Args:
+        u: the client.
+        config: as received.
+        context_digest: 32 bytes, as the client computed it from what it received itself.
+
+    Raises:
+        ConfigurationError: if not.
+    """
+    if u not in config.cohort:
+        raise ConfigurationError(f"client {u} is not in the cohort of this round")
+    if not hmac.compare_digest(context_digest, config.context_digest):
+        raise ConfigurationError(
+            f"client {u} works on another context (model, codec or plan) than the "
+            "configuration says: nothing is sent, because sums of different things mean nothing"
+        )
 
 
 def check_demands(config: RoundConfig, policy: ClientPolicy) -> None:

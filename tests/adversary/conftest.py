@@ -51,7 +51,7 @@ class Attacker:
         self.ids = list(bench.clients)
         self.honest = [u for u in self.ids if u not in set(colluders)]
         self.colluders = [u for u in self.ids if u in set(colluders)]
-        self.session = bench.server._session
+        self.session = bench.server._end.session
         self.keys = KeySchedule(bench.config.protocol)
         self.refused: list[SecureFLError] = []
         self.b: Kinds = {u: {} for u in self.ids}

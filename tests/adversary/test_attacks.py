@@ -71,7 +71,7 @@ def answer_two_lists(client: Any, body: bytes) -> list[Any]:
         s_shares=secrets.s_shares[keys],
     )
     raw = answer.b_shares.tobytes() + answer.s_shares.tobytes()
-    return [client._emit(raw, session=client._session)]
+    return [client._emit(raw, session=client._end.session)]
 
 
 @pytest.mark.parametrize("weak", [True, False])
@@ -248,11 +248,11 @@ def test_clients_with_different_models_are_summed_only_if_keys_forget_the_contex
         )
 
     def for_server(frame: bytes) -> bytes:
-        session = bench.server._session or bench.config.digest()
+        session = bench.server._end.session or bench.config.digest()
         return kit.edit(frame, session=session)
 
     def for_victim(frame: bytes) -> bytes:
-        return kit.edit(frame, session=victim._session or lone.digest())
+        return kit.edit(frame, session=victim._end.session or lone.digest())
 
     bench.clients[TARGET].abort()
     bench.start(without=[1])

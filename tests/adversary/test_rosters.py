@@ -216,9 +216,9 @@ def test_exchanged_keys_spoil_a_sum_only_where_sessions_forget_their_roster(
     target = bench.clients[TARGET]
     bench.answer(without=[1])
     target.receive(bench.inbox[TARGET])
-    assert target._session != bench.server._session
+    assert target._end.session != bench.server._end.session
     delivery = kit.edit(
-        bench.inbox[TARGET], type=4, session=target._session, body=genuine_shares(kit, bench)
+        bench.inbox[TARGET], type=4, session=target._end.session, body=genuine_shares(kit, bench)
     )
     with pytest.raises(DecryptionFailed, match="only 0 of 5"):
         target.receive(delivery)
@@ -285,7 +285,9 @@ def test_an_entry_that_one_client_is_not_shown_puts_it_into_a_session_of_its_own
     target.receive(bench.inbox[TARGET])
     body = genuine_shares(kit, bench)
     with pytest.raises(DecryptionFailed, match="only 0 of 4"):
-        target.receive(kit.edit(bench.inbox[TARGET], type=4, session=target._session, body=body))
+        target.receive(
+            kit.edit(bench.inbox[TARGET], type=4, session=target._end.session, body=body)
+        )
 
     monkeypatch.setattr(KeySchedule, "session_id", lambda self, digest, n, root: bytes(32))
     bench = kit.make(6, t=3, D=2, n_min=4).to("share_keys")

@@ -435,9 +435,11 @@ class World:
         client = self.clients[u]
         row = client_row(client.phase)
         kind = MessageType.UNMASK_REQUEST if row is None else row.accepts
-        if kind is None or (row is None and client._session is None):
+        if kind is None or (row is None and client._end.session is None):
             return None
-        if client._session is not None and chance.random() < 0.2:  # out of turn, or a second time
+        if (
+            client._end.session is not None and chance.random() < 0.2
+        ):  # out of turn, or a second time
             kind = chance.choice(
                 [
                     MessageType.SHARE_DELIVERY,
@@ -470,7 +472,7 @@ class World:
         return self.down(u, kind, SignedUnmaskRequest(signatures=tuple(signatures)).encode())
 
     def down(self, u: ClientId, kind: MessageType, body: bytes) -> bytes:
-        session = self.clients[u]._session or bytes(32)
+        session = self.clients[u]._end.session or bytes(32)
         return encode_frame(
             Frame(
                 protocol=self.config.protocol,

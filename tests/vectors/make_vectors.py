@@ -89,7 +89,7 @@ class Recorder:
         }
         server = self.machines["server"] if hasattr(self, "machines") else None
         if server is not None and server.result is not None:
-            document["derived"] = {"session_id": server._session.hex()}
+            document["derived"] = {"session_id": server._end.session.hex()}
             document["result"] = {
                 "sum": [int(x) for x in server.result.vector.values],
                 "survivors": [int(u) for u in server.result.survivors],

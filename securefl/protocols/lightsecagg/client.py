@@ -14,7 +14,6 @@ differentially private by itself.
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
-    ConfigurationError,
     DecryptionFailed,
     Equivocation,
     InvalidSignature,
@@ -67,6 +65,7 @@ from securefl.protocols.machine import (
     Outbound,
     Reason,
     ShareUnreadable,
+    abort_reason,
 )
 from securefl.protocols.messages import (
     Abort,
@@ -74,7 +73,7 @@ from securefl.protocols.messages import (
     SurvivorNotice,
     SurvivorSignature,
 )
-from securefl.protocols.policy import ClientPolicy, check_identities
+from securefl.protocols.policy import ClientPolicy, check_identities, check_membership
 from securefl.round import SERVER, Adversary, ClientId, RoundConfig
 from securefl.wire import Buffer, Frame, decode_frame, pack_bitmap
 
@@ -142,13 +141,7 @@ class LightSecAggClient:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         check_policy(config, policy if policy is not None else ClientPolicy())
-        if client_id not in config.cohort:
-            raise ConfigurationError(f"client {client_id} is not in the cohort of this round")
-        if not hmac.compare_digest(context_digest, config.context_digest):
-            raise ConfigurationError(
-                f"client {client_id} works on another context (model, codec or plan) than the "
-                "configuration says: nothing is sent, because sums of different things mean nothing"
-            )
+        check_membership(client_id, config, context_digest)
         self._active = config.adversary is Adversary.ACTIVE
         if self._active:
             check_identities(client_id, config, identity, directory)
@@ -543,7 +536,7 @@ class LightSecAggClient:
         The traceback up to here goes: its frames hold secrets, and errors are kept and logged.
         """
         if self._secrets is not None:
-            error.outbound = tuple(self._give_up(_REASONS.get(type(error), Reason.MALFORMED)))
+            error.outbound = tuple(self._give_up(abort_reason(error)))
         error.__context__ = error.__traceback__ = None
         return error
 
@@ -578,13 +571,3 @@ def _slot(kind: MessageType, frame: Frame) -> _Slot:
     if kind is MessageType.ENCODED_SHARE and len(frame.body) >= 4:
         return kind, int.from_bytes(frame.body[:4], "little")
     return kind, 0
-
-
-_REASONS: dict[type[Exception], Reason] = {
-    RosterMismatch: Reason.ROSTER_MISMATCH,
-    DecryptionFailed: Reason.DECRYPTION_FAILED,
-    Equivocation: Reason.EQUIVOCATION,
-    InvalidSignature: Reason.INVALID_SIGNATURE,
-    BelowThreshold: Reason.BELOW_THRESHOLD,
-    MalformedMessage: Reason.MALFORMED,
-}

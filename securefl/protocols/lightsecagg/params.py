@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from securefl.errors import ConfigurationError
 from securefl.primitives.field import PRIME
-from securefl.protocols.policy import ClientPolicy, check_demands
+from securefl.protocols.policy import ClientPolicy, check_corruption, check_demands
 from securefl.round import (
     Adversary,
     Cohort,
@@ -280,11 +280,7 @@ def check_config(config: RoundConfig, *, assume_no_corruption: bool = False) -> 
             "LIGHTSECAGG has no neighbour graph and no share layouts, found layout "
             f"{config.layout.name} and graph source {config.graph_source.name}"
         )
-    if config.A == 0 and not assume_no_corruption:
-        raise ConfigurationError(
-            "A=0 assumes that no client ever colludes with the server; "
-            "raise A, or set assume_no_corruption=True on both sides"
-        )
+    check_corruption(config, assume_no_corruption=assume_no_corruption)
     _check_numbers(
         n=config.n,
         U=config.k,

@@ -1,17 +1,13 @@
-"""All machines of one session at once, for processes that run every party themselves.
-
-A simulation or a test needs a server and its clients from one configuration. In a deployment each
-party builds its own machine from what it received itself; nothing here may replace that. In
-particular the directory of identities below comes from the same hands as everything else.
-"""
+"""All machines of one session at once: see :mod:`securefl.protocols.parties`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityKey
 from securefl.protocols.lightsecagg.client import LightSecAggClient
 from securefl.protocols.lightsecagg.server import LightSecAggServer
+from securefl.protocols.parties import make_clients
 from securefl.protocols.policy import ClientPolicy
 from securefl.round import ClientId, RoundConfig
 
@@ -39,16 +35,12 @@ def make_parties(
         ConfigurationError: if the configuration is unsafe or weaker than the policy, or an identity
             is missing.
     """
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    clients = {
-        u: LightSecAggClient(
-            u,
-            config,
-            context_digest=context_digest,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-        )
-        for u in members
-    }
+    directory, clients = make_clients(
+        LightSecAggClient,
+        config,
+        members,
+        context_digest=context_digest,
+        policy=policy,
+        identities=identities,
+    )
     return LightSecAggServer(config, directory=directory), clients

@@ -60,6 +60,7 @@ from securefl.protocols.machine import (
     Outbound,
     PhaseClosed,
     Reason,
+    Refused,
 )
 from securefl.protocols.messages import (
     Abort,
@@ -71,14 +72,6 @@ from securefl.round import AggregateSum, ClientId, RoundConfig, SurvivorSets
 from securefl.wire import Buffer, decode_frame
 
 __all__ = ["LightSecAggServer"]
-
-
-class _Refused(Exception):
-    """Content that costs its sender the place in the session."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
 
 
 class LightSecAggServer:
@@ -221,11 +214,11 @@ class LightSecAggServer:
             raise self._end.unexpected(u, f"{kind.name} of a client that was dropped before")
         try:
             if forged is not None:
-                raise _Refused(Reason.INVALID_SIGNATURE)
+                raise Refused(Reason.INVALID_SIGNATURE)
             out = self._handle(kind, u, parsed.body)
-        except (WireError, _Refused) as error:
+        except (WireError, Refused) as error:
             self._gone.add(u)
-            reason = error.reason if isinstance(error, _Refused) else Reason.MALFORMED
+            reason = error.reason if isinstance(error, Refused) else Reason.MALFORMED
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
         self._replied.add(u)
@@ -257,13 +250,13 @@ class LightSecAggServer:
     def _on_advertise_keys(self, u: ClientId, body: Buffer) -> list[Outbound | Event]:
         c_pk = AdvertiseKeys.decode(body).c_pk
         if any(c_pk == entry.c_pk for entry in self._entries.values()):
-            raise _Refused(Reason.DUPLICATE_KEY)
+            raise Refused(Reason.DUPLICATE_KEY)
         assert self._probe is not None  # noqa: S101  # dropped when this phase closes
         try:
             # Every other client would refuse the whole roster for one degenerate key in it.
             self._probe.agree(PublicKey(c_pk))
         except DegenerateKey:
-            raise _Refused(Reason.MALFORMED) from None
+            raise Refused(Reason.MALFORMED) from None
         self._entries[u] = RosterEntry(u, c_pk)
         return []
 
@@ -297,7 +290,7 @@ class LightSecAggServer:
         try:
             end.directory.verify(u, signature, statement)
         except BadSignature:
-            raise _Refused(Reason.INVALID_SIGNATURE) from None
+            raise Refused(Reason.INVALID_SIGNATURE) from None
         self._signatures[u] = signature
         return []
 

@@ -14,10 +14,9 @@ differentially private by itself.
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NoReturn, TypeVar
 
@@ -26,21 +25,19 @@ from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
-    ConfigurationError,
     DecryptionFailed,
     Equivocation,
     InvalidSignature,
     LocalProtocolError,
     PeerProtocolError,
     RosterMismatch,
-    SnapshotError,
-    UnexpectedMessage,
     WireError,
 )
 from securefl.modular import RingVector, Words
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
 from securefl.primitives.sharing import parse_share_words, share
-from securefl.primitives.signing import BadSignature, IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.protocols.endpoints import ClientEnd
 from securefl.protocols.machine import (
     Aborted,
     Event,
@@ -48,7 +45,9 @@ from securefl.protocols.machine import (
     Outbound,
     Reason,
     ShareUnreadable,
+    abort_reason,
 )
+from securefl.protocols.policy import ClientPolicy, check_identities, check_membership
 from securefl.protocols.secagg.graph import NeighbourGraph, graph_of
 from securefl.protocols.secagg.keys import SEED_BYTES, KeySchedule, audit_root
 from securefl.protocols.secagg.masks import mask_in_place
@@ -69,15 +68,15 @@ from securefl.protocols.secagg.messages import (
     UnmaskShares,
     message_type,
 )
-from securefl.protocols.secagg.params import ClientPolicy, check_policy
-from securefl.protocols.secagg.snapshot import export_client, restore_client
+from securefl.protocols.secagg.params import check_policy
+from securefl.protocols.secagg.snapshot import RestartableMachine, read_client, write_client
 from securefl.protocols.secagg.transitions import (
     MessageType,
     Phase,
     client_row,
     next_client_phase,
 )
-from securefl.protocols.snapshot import SecretsToken
+from securefl.protocols.snapshot import StateReader, StateWriter
 from securefl.round import (
     SERVER,
     Adversary,
@@ -89,12 +88,9 @@ from securefl.round import (
 )
 from securefl.wire import (
     Buffer,
-    Frame,
     decode_frame,
-    encode_frame,
     pack_bitmap,
     pack_words,
-    signed_content,
 )
 
 __all__ = ["SecAggClient"]
@@ -123,7 +119,7 @@ class _Secrets:
         self.__init__()  # type: ignore[misc]  # all fields have an empty default
 
 
-class SecAggClient:
+class SecAggClient(RestartableMachine):
     """One client's side of one session (sans-IO).
 
     Args:
@@ -157,32 +153,22 @@ class SecAggClient:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         check_policy(config, policy if policy is not None else ClientPolicy())
-        if client_id not in config.cohort:
-            raise ConfigurationError(f"client {client_id} is not in the cohort of this round")
-        if not hmac.compare_digest(context_digest, config.context_digest):
-            raise ConfigurationError(
-                f"client {client_id} works on another context (model, codec or plan) than the "
-                "configuration says: nothing is sent, because sums of different things mean nothing"
-            )
+        check_membership(client_id, config, context_digest)
         self._active = config.adversary is Adversary.ACTIVE
         if self._active:
-            _check_identities(client_id, config, identity, directory)
+            check_identities(client_id, config, identity, directory)
         self._u = client_id
         self._config = config
-        self._config_digest = config.digest()
+        self._end = ClientEnd(client_id, config, identity=identity, directory=directory)
         self._keys = KeySchedule(config.protocol)
-        self._identity = identity if self._active else None
-        self._directory = directory if self._active else None
         self._graph: NeighbourGraph | None = None
         if config.graph_source is GraphSource.SERVER:
             self._graph = graph_of(config, config.graph_value)
         self._own_share = config.layout is Layout.ALL
         self._random_bytes = random_bytes
         self._beacon: bytes | None = None
-        self._sequence = 0
         self._phase = Phase.ADVERTISE_KEYS
         self._accepted: dict[MessageType, bytes] = {}
-        self._session: bytes | None = None
         self._own_entry: RosterEntry | None = None
         self._P: tuple[ClientId, ...] = ()
         self._in_U2: NDArray[np.bool_] | None = None
@@ -208,7 +194,7 @@ class SecAggClient:
     @property
     def config_digest(self) -> bytes:
         """What names the session from its first moment; 32 bytes."""
-        return self._config_digest
+        return self._end.config_digest
 
     @property
     def wants_input(self) -> bool:
@@ -258,10 +244,10 @@ class SecAggClient:
         secrets.s = AgreementKey(secrets.s_sk)
         secrets.b = self._random_bytes(SEED_BYTES)
         commitment = self._keys.seed_commitment(
-            self._config_digest, self._u, secrets.c.public, secrets.b
+            self._end.config_digest, self._u, secrets.c.public, secrets.b
         )
         message = AdvertiseKeys(c_pk=secrets.c.public, s_pk=secrets.s.public, commitment=commitment)
-        out = self._emit(message.encode(), session=self._config_digest)
+        out = self._emit(message.encode(), session=self._end.config_digest)
         self._own_entry = RosterEntry(self._u, secrets.c.public, secrets.s.public)
         if self._active:
             signature = decode_frame(out.frame).signature
@@ -328,14 +314,15 @@ class SecAggClient:
         self._usable()
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
-        self._attribute(parsed, kind, sender)
+        before = kind in (MessageType.KEY_ROSTER, MessageType.ABORT)
+        self._end.check_origin(parsed, sender=sender, before_session=before, what=kind.name)
         digest = sha256(frame)
         if self._accepted.get(kind) == digest:
             return []
         row = client_row(self._phase)
         over = self._secrets is None
         if over and (kind is MessageType.ABORT or kind not in self._accepted):
-            raise self._unexpected(f"{kind.name} after the session ended ({self._phase})")
+            raise self._end.unexpected(f"{kind.name} after the session ended ({self._phase})")
         if kind is MessageType.ABORT:
             return self._on_abort(parsed.body, digest)
         if kind in self._accepted:
@@ -344,7 +331,7 @@ class SecAggClient:
                 Equivocation(f"a second, different {kind.name} arrived", culprits=[SERVER])
             )
         if row is None or row.accepts is not kind:
-            raise self._unexpected(f"{kind.name} in phase {self._phase}")
+            raise self._end.unexpected(f"{kind.name} in phase {self._phase}")
         if self._graph is None:
             raise LocalProtocolError("the roster came before the beacon: call set_beacon first")
         try:
@@ -357,83 +344,21 @@ class SecAggClient:
         self._accepted[kind] = digest
         return [*out, *self._mask_if_complete()]
 
-    def snapshot(
-        self,
-        storage_key: bytes,
-        allow_secrets: SecretsToken,
-        *,
-        outbound: Sequence[Outbound] = (),
-    ) -> bytes:
-        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
-
-        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
-        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
-        the same.
-
-        Args:
-            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
-            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
-            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
-
-        Raises:
-            TypeError: without the token.
-            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
-            LocalProtocolError: for a second snapshot of one machine.
-        """
-        self._usable()
-        blob = export_client(self, storage_key, allow_secrets, outbound)
-        self._phase = Phase.EXPORTED
-        self._wipe()
-        return blob
-
-    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
-        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
-
-        Args:
-            storage_key: as given to :meth:`snapshot`.
-            blob: what it returned.
-            sequence: number of the newest snapshot, as the store has it.
-
-        Returns:
-            The frames to send again, byte for byte; whoever has them already ignores them.
-
-        Raises:
-            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
-                machine is ABORTED then: starting over could answer twice.
-            ConfigurationError: if the storage key is not 32 bytes.
-            LocalProtocolError: if this machine was used before.
-        """
-        if not self._fresh:
-            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
-        try:
-            return restore_client(self, storage_key, blob, sequence)
-        except SnapshotError:
-            self._phase = Phase.ABORTED
-            self._wipe()
-            raise
-
     @property
     def _fresh(self) -> bool:
         return self._phase is Phase.ADVERTISE_KEYS and not self._input_given and not self._sequence
 
-    # -- frames -----------------------------------------------------------------------------------
+    @property
+    def _role(self) -> ClientId:
+        return self._u
 
-    def _attribute(self, frame: Frame, kind: MessageType, sender: ClientId | None) -> None:
-        """Refuses a frame that is not the server's, or not of this session."""
-        if frame.sender != SERVER or sender not in (None, SERVER):
-            who = frame.sender if sender is None else sender
-            raise UnexpectedMessage(f"a frame from {who}, not from the server", culprits=[who])
-        config = self._config
-        if frame.protocol is not config.protocol or frame.round_id != config.round_id:
-            raise self._unexpected(
-                f"protocol {frame.protocol.name} round {frame.round_id}; this session is "
-                f"{config.protocol.name} round {config.round_id}"
-            )
-        if frame.signature:
-            raise self._unexpected("a signed frame from the server, which signs nothing")
-        before = kind in (MessageType.KEY_ROSTER, MessageType.ABORT)
-        if frame.session != (self._config_digest if before else self._session):
-            raise self._unexpected(f"{kind.name} of another session")
+    def _write_state(self, out: StateWriter) -> None:
+        write_client(self, out)
+
+    def _read_state(self, state: StateReader) -> list[Outbound]:
+        return read_client(self, state)
+
+    # -- frames -----------------------------------------------------------------------------------
 
     def _handle(self, kind: MessageType, body: Buffer) -> list[Outbound | Event]:
         handlers = {
@@ -451,21 +376,7 @@ class SecAggClient:
         row = client_row(self._phase)
         assert row is not None  # noqa: S101  # DONE and ABORTED emit nothing: callers checked
         self._phase = next_client_phase(self._phase, self._config.adversary)
-        return self._frame(row.emits, body, session)
-
-    def _frame(self, kind: MessageType, body: bytes, session: bytes) -> Outbound:
-        frame = Frame(
-            protocol=self._config.protocol,
-            type=kind,
-            sender=self._u,
-            round_id=self._config.round_id,
-            session=session,
-            body=body,
-        )
-        if self._identity is not None:
-            statement = self._keys.frame_statement(SERVER, signed_content(frame))
-            frame = replace(frame, signature=self._identity.sign(statement))
-        return Outbound(recipient=SERVER, frame=encode_frame(frame))
+        return self._end.outbound(row.emits, body, session=session)[0]
 
     # -- phases -----------------------------------------------------------------------------------
 
@@ -478,7 +389,7 @@ class SecAggClient:
         if size < self._config.n_min:
             raise self._below(self._config.n_min, size)
         self._enough_holders(len(peers))
-        session = self._keys.session_id(self._config_digest, size, root)
+        session = self._keys.session_id(self._end.config_digest, size, root)
         agreed = {entry.client: self._agree(entry) for entry in peers}
         P = tuple(entry.client for entry in peers)
         rows, own_b_share = self._deal(P)
@@ -491,7 +402,7 @@ class SecAggClient:
             secrets.channel_keys[v] = self._keys.channel_key(channel, session, v, self._u)
             secrets.pair_keys[v] = self._keys.pair_mask_key(masks, session, self._u, v)
         secrets.c = secrets.s = secrets.s_sk = None  # all that they were for is derived
-        self._session, self._P = session, P
+        self._end.session, self._P = session, P
         return [self._emit(EncryptedShares(ciphertexts=ciphertexts).encode(), session=session)]
 
     def _read_roster(self, body: Buffer) -> tuple[int, bytes, tuple[RosterEntry, ...]]:
@@ -543,29 +454,15 @@ class SecAggClient:
             raise RosterMismatch("one public key appears twice in the roster", culprits=[SERVER])
         if self._active:
             for entry in entries:
-                self._verify_entry(entry)
-
-    def _verify_entry(self, entry: RosterEntry) -> None:
-        """Rebuilds the peer's AdvertiseKeys frame and verifies its signature."""
-        message = AdvertiseKeys(c_pk=entry.c_pk, s_pk=entry.s_pk, commitment=entry.commitment)
-        frame = Frame(
-            protocol=self._config.protocol,
-            type=MessageType.ADVERTISE_KEYS,
-            sender=entry.client,
-            round_id=self._config.round_id,
-            session=self._config_digest,
-            body=message.encode(),
-        )
-        statement = self._keys.frame_statement(SERVER, signed_content(frame))
-        self._verify(entry.client, entry.signature, statement, "the keys in the roster")
-
-    def _verify(self, v: ClientId, signature: bytes, statement: bytes, what: str) -> None:
-        assert self._directory is not None  # noqa: S101  # active machines have one
-        try:
-            self._directory.verify(v, signature, statement)
-        except BadSignature as error:
-            # Client v never made it; whoever passed it on is the one that is known to cheat.
-            raise InvalidSignature(f"{what}: {error}", culprits=[SERVER]) from None
+                message = AdvertiseKeys(
+                    c_pk=entry.c_pk, s_pk=entry.s_pk, commitment=entry.commitment
+                )
+                self._end.verify_advertised(
+                    entry.client,
+                    entry.signature,
+                    kind=MessageType.ADVERTISE_KEYS,
+                    body=message.encode(),
+                )
 
     @property
     def _complete(self) -> bool:
@@ -636,9 +533,9 @@ class SecAggClient:
         return [ShareUnreadable(dealer=v) for v, g in zip(Q, readable, strict=True) if not g]
 
     def _open(self, v: ClientId, ciphertext: bytes) -> NDArray[np.uint32]:
-        assert self._session is not None  # noqa: S101  # set on the roster
-        key = self._live().channel_keys[v]
-        return parse_share_words(self._keys.open_shares(key, self._session, v, self._u, ciphertext))
+        session, key = self._end.session, self._live().channel_keys[v]
+        assert session is not None  # noqa: S101  # set on the roster
+        return parse_share_words(self._keys.open_shares(key, session, v, self._u, ciphertext))
 
     def _mask_if_complete(self) -> list[Outbound | Event]:
         """Emits y_u once both the shares and the input are there."""
@@ -650,13 +547,13 @@ class SecAggClient:
             or secrets is None
             or secrets.words is None
             or secrets.b is None
-            or self._session is None
+            or self._end.session is None
         ):
             return []
         mask_in_place(
             secrets.words,
             u=self._u,
-            self_key=self._keys.self_mask_key(secrets.b, self._session, self._u),
+            self_key=self._keys.self_mask_key(secrets.b, self._end.session, self._u),
             pair_keys=secrets.pair_keys,
             modulus=self._config.modulus,
         )
@@ -664,12 +561,12 @@ class SecAggClient:
         secrets.words = secrets.b = None
         secrets.pair_keys = {}
         self._emitted_input = True
-        return [self._emit(body, session=self._session)]
+        return [self._emit(body, session=self._end.session)]
 
     def _on_survivor_notice(self, body: Buffer) -> list[Outbound | Event]:
         """Signs the one survivor list that it will answer for."""
-        assert self._in_U2 is not None and self._session is not None  # noqa: S101  # on U2
-        assert self._graph is not None and self._identity is not None  # noqa: S101
+        assert self._in_U2 is not None and self._end.session is not None  # noqa: S101  # on U2
+        assert self._graph is not None and self._end.identity is not None  # noqa: S101
         notice = SurvivorNotice.decode(body, n=self._config.n)
         cohort = self._config.cohort
         U3 = {u for u, there in zip(cohort.ids, notice.alive, strict=True) if there}
@@ -692,16 +589,16 @@ class SecAggClient:
                 phase=str(self._phase),
             )
         survivors = pack_bitmap(notice.alive)
-        signature = self._identity.sign(self._keys.survivor_statement(self._session, survivors))
+        statement = self._keys.survivor_statement(self._end.session, survivors)
         self._survivors = survivors
         self._in_U3 = np.array([v in U3 for v in self._P], dtype=np.bool_)
-        message = SurvivorSignature(signature=signature)
-        return [self._emit(message.encode(), session=self._session)]
+        message = SurvivorSignature(signature=self._end.identity.sign(statement))
+        return [self._emit(message.encode(), session=self._end.session)]
 
     def _on_signed_request(self, body: Buffer) -> list[Outbound | Event]:
         """Active: answers for the list it signed, once t holders are seen to have signed it too."""
         assert self._in_U3 is not None and self._survivors is not None  # noqa: S101  # on U3
-        assert self._session is not None  # noqa: S101  # set on the roster
+        assert self._end.session is not None  # noqa: S101  # set on the roster
         request = SignedUnmaskRequest.decode(body, most=len(self._P))
         signers = [v for v, _ in request.signatures]
         if any(a >= b for a, b in pairwise(signers)):
@@ -716,9 +613,9 @@ class SecAggClient:
                 "not on the list",
                 culprits=[SERVER],
             )
-        statement = self._keys.survivor_statement(self._session, self._survivors)
+        statement = self._keys.survivor_statement(self._end.session, self._survivors)
         for v, signature in request.signatures:
-            self._verify(v, signature, statement, "the list of survivors")
+            self._end.verify(v, signature, statement, "the list of survivors")
         if len(signers) + self._own_share < self._config.t:
             raise self._below(self._config.t, len(signers) + self._own_share)
         return self._open_shares(self._in_U3)
@@ -754,7 +651,7 @@ class SecAggClient:
         secrets = self._live()
         assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # on U2
         assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101
-        assert self._session is not None  # noqa: S101  # set on the roster
+        assert self._end.session is not None  # noqa: S101  # set on the roster
         alive = in_U3[self._in_U2]
         answer = UnmaskShares(
             readable=self._readable,
@@ -762,7 +659,7 @@ class SecAggClient:
             b_shares=secrets.b_shares[self._readable & alive],
             s_shares=secrets.s_shares[self._readable & ~alive],
         )
-        out = self._emit(answer.encode(alive=alive), session=self._session)
+        out = self._emit(answer.encode(alive=alive), session=self._end.session)
         self._wipe()
         return [out]
 
@@ -781,15 +678,6 @@ class SecAggClient:
     def _below(self, needed: int, had: int) -> BelowThreshold:
         return BelowThreshold(needed=needed, had=had, phase=str(self._phase))
 
-    def _unexpected(self, what: str) -> UnexpectedMessage:
-        return UnexpectedMessage(f"client {self._u} got {what}", culprits=[SERVER])
-
-    def _usable(self) -> None:
-        if self._phase is Phase.EXPORTED:
-            raise LocalProtocolError(
-                "this machine's state went into a snapshot: go on with one restored from it"
-            )
-
     def _live(self) -> _Secrets:
         if self._secrets is None:
             raise LocalProtocolError(f"the session is over ({self._phase})")
@@ -801,7 +689,7 @@ class SecAggClient:
         The traceback up to here goes: its frames hold secrets, and errors are kept and logged.
         """
         if self._secrets is not None:
-            error.outbound = tuple(self._give_up(_REASONS.get(type(error), Reason.MALFORMED)))
+            error.outbound = tuple(self._give_up(abort_reason(error)))
         error.__context__ = error.__traceback__ = None
         return error
 
@@ -809,7 +697,8 @@ class SecAggClient:
         self._phase = Phase.ABORTED
         self._wipe()
         # The configuration digest names the session also for a server that has no roster yet.
-        return [self._frame(MessageType.ABORT, Abort(reason=reason).encode(), self._config_digest)]
+        body = Abort(reason=reason).encode()
+        return [self._end.outbound(MessageType.ABORT, body, session=self._end.config_digest)[0]]
 
     def _wipe(self) -> None:
         """Drops every secret; what Python cannot overwrite is left to the garbage collector.
@@ -828,35 +717,3 @@ class SecAggClient:
 
     def __getstate__(self) -> NoReturn:
         self.__reduce__()
-
-
-def _check_identities(
-    u: ClientId,
-    config: RoundConfig,
-    identity: IdentityKey | None,
-    directory: IdentityDirectory | None,
-) -> None:
-    """Everybody in the cohort, and this client with its own key, must be somebody known."""
-    if identity is None or directory is None:
-        raise ConfigurationError(
-            "against an active server a client needs its identity key and the directory of "
-            "everybody's identities; give identity= and directory="
-        )
-    unknown = [v for v in config.cohort if v not in directory]
-    if unknown:
-        raise ConfigurationError(
-            f"{len(unknown)} of the cohort have no identity in the directory, first {unknown[:3]}: "
-            "the server may have invented them"
-        )
-    if directory.public(u) != identity.public:
-        raise ConfigurationError(f"the directory lists another identity key for client {u}")
-
-
-_REASONS: dict[type[Exception], Reason] = {
-    RosterMismatch: Reason.ROSTER_MISMATCH,
-    DecryptionFailed: Reason.DECRYPTION_FAILED,
-    Equivocation: Reason.EQUIVOCATION,
-    InvalidSignature: Reason.INVALID_SIGNATURE,
-    BelowThreshold: Reason.BELOW_THRESHOLD,
-    MalformedMessage: Reason.MALFORMED,
-}

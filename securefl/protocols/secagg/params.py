@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import comb, perm
 
 from securefl.errors import ConfigurationError
-from securefl.protocols.policy import SIGMA, ClientPolicy, check_demands
+from securefl.protocols.policy import SIGMA, ClientPolicy, check_corruption, check_demands
 from securefl.round import (
     Adversary,
     Cohort,
@@ -376,11 +376,7 @@ def check_config(
         raise ConfigurationError(
             f"m={config.m} entries of b={config.b} bits do not fit one frame of {_MAX_BODY} bytes"
         )
-    if config.A == 0 and not assume_no_corruption:
-        raise ConfigurationError(
-            "A=0 assumes that no client ever colludes with the server; "
-            "raise A, or set assume_no_corruption=True on both sides"
-        )
+    check_corruption(config, assume_no_corruption=assume_no_corruption)
     _check_numbers(
         n=config.n,
         k=config.k,

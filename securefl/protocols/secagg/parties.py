@@ -1,16 +1,12 @@
-"""All machines of one session at once, for processes that run every party themselves.
-
-A simulation, a benchmark or a test needs a server and its clients from one configuration. In a
-deployment each party builds its own machine from what it received itself; nothing here may replace
-that. In particular the directory of identities below comes from the same hands as everything else.
-"""
+"""All machines of one session at once: see :mod:`securefl.protocols.parties`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 
-from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityKey
+from securefl.protocols.parties import make_clients
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.params import ClientPolicy
 from securefl.protocols.secagg.server import SecAggServer
@@ -45,18 +41,14 @@ def make_parties(
         ConfigurationError: if the configuration is unsafe or weaker than the policy, or an identity
             is missing.
     """
-    directory = IdentityDirectory({u: key.public for u, key in identities.items()})
-    clients = {
-        u: SecAggClient(
-            u,
-            config,
-            context_digest=context_digest,
-            policy=policy,
-            identity=identities.get(u),
-            directory=directory,
-        )
-        for u in members
-    }
+    directory, clients = make_clients(
+        SecAggClient,
+        config,
+        members,
+        context_digest=context_digest,
+        policy=policy,
+        identities=identities,
+    )
     server = SecAggServer(config, directory=directory, executor=executor)
     if config.graph_source is GraphSource.BEACON:
         server.set_beacon(beacon)

@@ -25,17 +25,15 @@ from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
-    ConfigurationError,
     InvalidShare,
     InvalidSignature,
     LocalProtocolError,
-    SnapshotError,
-    UnexpectedMessage,
     WireError,
 )
 from securefl.modular import RingVector, Words, reduce_in_place, ring_dtype
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, sha256
 from securefl.primitives.signing import BadSignature, IdentityDirectory
+from securefl.protocols.endpoints import ServerEnd
 from securefl.protocols.machine import (
     AggregateReady,
     ClientDropped,
@@ -45,6 +43,7 @@ from securefl.protocols.machine import (
     Outbox,
     PhaseClosed,
     Reason,
+    Refused,
 )
 from securefl.protocols.secagg.graph import Edges, NeighbourGraph, graph_of, peel
 from securefl.protocols.secagg.keys import KeySchedule
@@ -68,7 +67,7 @@ from securefl.protocols.secagg.messages import (
 )
 from securefl.protocols.secagg.params import SIGMA, check_config, guaranteed_honest
 from securefl.protocols.secagg.recovery import MaskJob, agreement_key_matches, sum_masks
-from securefl.protocols.secagg.snapshot import export_server, restore_server
+from securefl.protocols.secagg.snapshot import RestartableMachine, read_server, write_server
 from securefl.protocols.secagg.transitions import (
     SERVER_PHASES,
     MessageType,
@@ -77,10 +76,9 @@ from securefl.protocols.secagg.transitions import (
     server_row,
 )
 from securefl.protocols.secagg.unmasking import Opening, Unmasking
-from securefl.protocols.snapshot import SecretsToken
+from securefl.protocols.snapshot import StateReader, StateWriter
 from securefl.round import (
     SERVER,
-    Adversary,
     AggregateSum,
     ClientId,
     GraphSource,
@@ -88,33 +86,18 @@ from securefl.round import (
     Protocol,
     RoundConfig,
     SurvivorSets,
-    Usage,
-    dst,
 )
 from securefl.wire import (
     Buffer,
-    Frame,
     add_packed,
     decode_frame,
-    encode_frame,
     packed_bytes,
-    signed_content,
 )
 
 __all__ = ["SecAggServer"]
 
-_ORDER = {row.accepts: i for i, row in enumerate(SERVER_PHASES)}
 
-
-class _Refused(Exception):
-    """Content that costs its sender the place in the session."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
-
-
-class SecAggServer:
+class SecAggServer(RestartableMachine):
     """The server's side of one session (sans-IO).
 
     Args:
@@ -139,27 +122,17 @@ class SecAggServer:
         executor: Executor | None = None,
     ) -> None:
         check_config(config, assume_no_corruption=assume_no_corruption, sigma=sigma)
-        self._active = config.adversary is Adversary.ACTIVE
-        unknown = [u for u in config.cohort if directory is None or u not in directory]
-        if self._active and unknown:
-            raise ConfigurationError(
-                f"against an active adversary every cohort member needs an identity in directory=, "
-                f"{len(unknown)} have none, first {unknown[:3]}"
-            )
         self._config = config
-        self._config_digest = config.digest()
+        self._end = ServerEnd(config, directory=directory)
         self._keys = KeySchedule(config.protocol)
         self._sigma = sigma
-        self._directory = directory if self._active else None
         self._own = config.layout is Layout.ALL
         self._maybe_graph: NeighbourGraph | None = None
         if config.graph_source is GraphSource.SERVER:
             self._maybe_graph = graph_of(config, config.graph_value)
         self._executor = executor
         self._beacon: bytes | None = None
-        self._sequence = 0
         self._phase = Phase.ADVERTISE_KEYS
-        self._session: bytes | None = None
         self._accepted: dict[tuple[MessageType, ClientId], bytes] = {}
         self._replied: set[ClientId] = set()
         self._gone: set[ClientId] = set()
@@ -186,7 +159,7 @@ class SecAggServer:
     @property
     def config_digest(self) -> bytes:
         """What names the session from its first moment; 32 bytes."""
-        return self._config_digest
+        return self._end.config_digest
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -223,7 +196,7 @@ class SecAggServer:
     def survivors(self) -> SurvivorSets:
         """U1 ⊇ U2 ⊇ U3 ⊇ U4 ⊇ U5, as far as their phases are closed (semi-honest: U4 = U3)."""
         sets = [*self._U, None, None, None, None, None]
-        last = 4 if self._active else 3
+        last = 4 if self._end.active else 3
         return SurvivorSets(U1=sets[0], U2=sets[1], U3=sets[2], U4=sets[last - 1], U5=sets[last])
 
     @property
@@ -281,14 +254,15 @@ class SecAggServer:
         self._usable()
         parsed = decode_frame(frame)
         kind = message_type(parsed.type)
-        u = self._attribute(parsed, kind, sender)
+        before = kind in (MessageType.ADVERTISE_KEYS, MessageType.ABORT)
+        u = self._end.origin(parsed, sender=sender, before_session=before, what=kind.name)
         digest = sha256(frame)
         first = self._accepted.get((kind, u))
         if first is not None and hmac.compare_digest(first, digest):
             return []
         if self._phase is Phase.ABORTED:
-            raise self._unexpected(u, f"{kind.name} after the session was aborted")
-        forged = self._forged(parsed, u)
+            raise self._end.unexpected(u, f"{kind.name} after the session was aborted")
+        forged = self._end.forged(parsed, u)
         if forged is not None and not self._awaits(kind, u):
             raise InvalidSignature(f"{kind.name}: {forged}", culprits=[u])
         if first is not None and kind is not MessageType.ABORT:
@@ -299,33 +273,22 @@ class SecAggServer:
         if self._closed(kind):
             return [ClientDropped(client=u, phase=str(self._phase), reason=Reason.LATE)]
         if row is None or kind is not row.accepts:
-            raise self._unexpected(u, f"{kind.name} in phase {self._phase}")
+            raise self._end.unexpected(u, f"{kind.name} in phase {self._phase}")
         if u in self._gone or (self._U and u not in self._U[-1]):
-            raise self._unexpected(u, f"{kind.name} of a client that was dropped before")
+            raise self._end.unexpected(u, f"{kind.name} of a client that was dropped before")
         try:
             if forged is not None:
-                raise _Refused(Reason.INVALID_SIGNATURE)
+                raise Refused(Reason.INVALID_SIGNATURE)
             self._handle(kind, u, parsed.body)
-        except (WireError, _Refused) as error:
+        except (WireError, Refused) as error:
             self._gone.add(u)
-            reason = error.reason if isinstance(error, _Refused) else Reason.MALFORMED
+            reason = error.reason if isinstance(error, Refused) else Reason.MALFORMED
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
         self._replied.add(u)
         if kind is MessageType.ADVERTISE_KEYS:
             self._signatures[kind, u] = parsed.signature
         return []
-
-    def _forged(self, frame: Frame, u: ClientId) -> BadSignature | None:
-        """Why u did not sign this frame; None if it did, or nobody signs in this session."""
-        if self._directory is None:
-            return None
-        statement = self._keys.frame_statement(SERVER, signed_content(frame))
-        try:
-            self._directory.verify(u, frame.signature, statement)
-        except BadSignature as error:
-            return error
-        return None
 
     def _awaits(self, kind: MessageType, u: ClientId) -> bool:
         """Whether this phase still waits for such a message of u."""
@@ -337,24 +300,6 @@ class SecAggServer:
         """Whether the phase that collects this type of message is over."""
         collects = [r.accepts for r in SERVER_PHASES if self._config.adversary in r.then]
         return kind in collects[: len(self._U)]
-
-    def _attribute(self, frame: Frame, kind: MessageType, sender: ClientId | None) -> ClientId:
-        """The client whose frame of this session it is."""
-        u = frame.sender
-        if sender is not None and sender != u:
-            raise self._unexpected(sender, f"a frame that claims to come from {u}")
-        if u not in self._config.cohort:
-            raise self._unexpected(u, "a frame of a client that is not in the cohort")
-        config = self._config
-        if frame.protocol is not config.protocol or frame.round_id != config.round_id:
-            raise self._unexpected(u, f"protocol {frame.protocol.name} round {frame.round_id}")
-        if bool(frame.signature) is not self._active:
-            wrong = "an unsigned" if self._active else "a signed"
-            raise self._unexpected(u, f"{wrong} frame in a session against {config.adversary.name}")
-        before = kind in (MessageType.ADVERTISE_KEYS, MessageType.ABORT)
-        if frame.session != (self._config_digest if before else self._session):
-            raise self._unexpected(u, f"{kind.name} of another session")
-        return u
 
     def _handle(self, kind: MessageType, u: ClientId, body: Buffer) -> None:
         handlers: dict[MessageType, Callable[[ClientId, Buffer], None]] = {
@@ -370,14 +315,14 @@ class SecAggServer:
         message = AdvertiseKeys.decode(body)
         new = {message.c_pk, message.s_pk}
         if len(new) < 2 or new & self._public_keys:
-            raise _Refused(Reason.DUPLICATE_KEY)
+            raise Refused(Reason.DUPLICATE_KEY)
         assert self._probe is not None  # noqa: S101  # dropped when this phase closes
         try:
             # Every other client would refuse the whole roster for one degenerate key in it.
             for key in new:
                 self._probe.agree(PublicKey(key))
         except DegenerateKey:
-            raise _Refused(Reason.MALFORMED) from None
+            raise Refused(Reason.MALFORMED) from None
         self._advertised[u] = message
         self._public_keys |= new
 
@@ -396,13 +341,13 @@ class SecAggServer:
         add_packed(self._total, body, self._config.b)
 
     def _on_survivor_signature(self, u: ClientId, body: Buffer) -> None:
-        assert self._directory is not None and self._session is not None  # noqa: S101  # active
+        assert self._end.directory is not None and self._end.session is not None  # noqa: S101  # active
         signature = SurvivorSignature.decode(body).signature
-        statement = self._keys.survivor_statement(self._session, self._survivor_bitmap)
+        statement = self._keys.survivor_statement(self._end.session, self._survivor_bitmap)
         try:
-            self._directory.verify(u, signature, statement)
+            self._end.directory.verify(u, signature, statement)
         except BadSignature:
-            raise _Refused(Reason.INVALID_SIGNATURE) from None
+            raise Refused(Reason.INVALID_SIGNATURE) from None
         self._signatures[MessageType.SURVIVOR_SIGNATURE, u] = signature
 
     def _on_unmask_shares(self, u: ClientId, body: Buffer) -> None:
@@ -531,14 +476,15 @@ class SecAggServer:
         entries = [self._entry(u) for u in U1]
         raw = [entry.encode() for entry in entries]
         tree = self._keys.roster_tree(raw)
-        self._session = self._keys.session_id(self._config_digest, len(U1), tree.root)
+        end = self._end
+        end.session = self._keys.session_id(end.config_digest, len(U1), tree.root)
         self._probe = None
         self._place = {u: i for i, u in enumerate(U1)}
         self._edges = Edges(self._graph, U1, U1)
         self._ciphertexts = np.zeros((len(self._edges), CIPHERTEXT_BYTES), dtype=np.uint8)
         if self._config.protocol is Protocol.SECAGG:
             body = KeyRoster(entries=tuple(entries)).encode()
-            frame = self._frame(MessageType.KEY_ROSTER, body, self._config_digest)
+            frame = end.frame(MessageType.KEY_ROSTER, body, session=end.config_digest)
             return Outbox((), U1, lambda _: frame)
         proven = [ProvenEntry(entry, i, tree.path(i)) for i, entry in enumerate(entries)]
         edges, place = self._edges, self._place
@@ -548,19 +494,19 @@ class SecAggServer:
             shown = tuple(proven[j] for j in sorted([*neighbours, place[u]]))
             return NeighbourRoster(size=len(U1), root=tree.root, entries=shown).encode()
 
-        return self._each(MessageType.KEY_ROSTER, self._config_digest, U1, body_of)
+        return self._each(MessageType.KEY_ROSTER, end.config_digest, U1, body_of)
 
     def _entry(self, u: ClientId) -> RosterEntry:
         published = self._advertised[u]
         entry = RosterEntry(u, published.c_pk, published.s_pk)
-        if not self._active:
+        if not self._end.active:
             return entry
         signature = self._signatures[MessageType.ADVERTISE_KEYS, u]
         return entry._replace(commitment=published.commitment, signature=signature)
 
     def _close_share_keys(self, U2: tuple[ClientId, ...]) -> Outbox:
         assert self._ciphertexts is not None and self._edges is not None  # noqa: S101  # on U1
-        assert self._session is not None  # noqa: S101  # on U1
+        assert self._end.session is not None  # noqa: S101  # on U1
         there = set(U2)
         present = np.array([u in there for u in self._U[0]], dtype=np.bool_)
         ciphertexts, edges, place = self._ciphertexts, self._edges, self._place
@@ -575,20 +521,21 @@ class SecAggServer:
             return message.encode()
 
         self._ciphertexts = None
-        return self._each(MessageType.SHARE_DELIVERY, self._session, U2, body_of)
+        return self._each(MessageType.SHARE_DELIVERY, self._end.session, U2, body_of)
 
     def _close_masked_input(self, U3: tuple[ClientId, ...]) -> Outbox:
-        assert self._session is not None and self._edges is not None  # noqa: S101  # on U1
+        assert self._end.session is not None and self._edges is not None  # noqa: S101  # on U1
         there = set(U3)
         self._unmasking = self._tables(U3)
         edges, place = self._edges, self._place
         self._edges = None
-        if self._active:
+        if self._end.active:
             notice = SurvivorNotice(
                 alive=np.array([u in there for u in self._config.cohort], dtype=np.bool_)
             )
             self._survivor_bitmap = notice.encode()
-            frame = self._frame(MessageType.SURVIVOR_NOTICE, self._survivor_bitmap, self._session)
+            kind, session = MessageType.SURVIVOR_NOTICE, self._end.session
+            frame = self._end.frame(kind, self._survivor_bitmap, session=session)
             return Outbox((), U3, lambda _: frame)
         alive = np.array([u in there for u in self._U[0]], dtype=np.bool_)
 
@@ -596,14 +543,14 @@ class SecAggServer:
             rows = edges.of_holder(place[u])
             return UnmaskRequest(size=len(U3), alive=alive[edges.dealer[rows]]).encode()
 
-        return self._each(MessageType.UNMASK_REQUEST, self._session, U3, body_of)
+        return self._each(MessageType.UNMASK_REQUEST, self._end.session, U3, body_of)
 
     def _tables(self, U3: tuple[ClientId, ...]) -> Unmasking:
         """Room for all shares that the survivors will be asked for."""
         return Unmasking(self._graph, self._U[1], U3, own=self._own)
 
     def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> Outbox:
-        assert self._session is not None  # noqa: S101  # on U1
+        assert self._end.session is not None  # noqa: S101  # on U1
         signed = set(U4)
         signatures, graph = self._signatures, self._graph
 
@@ -617,7 +564,7 @@ class SecAggServer:
             )
             return message.encode()
 
-        return self._each(MessageType.UNMASK_REQUEST, self._session, U4, body_of)
+        return self._each(MessageType.UNMASK_REQUEST, self._end.session, U4, body_of)
 
     def _close_unmasking(self, U5: tuple[ClientId, ...]) -> Outbox:
         """Section by section: reconstruct, verify, expand, subtract."""
@@ -638,7 +585,9 @@ class SecAggServer:
             min_honest=guaranteed_honest(self._config, len(U3), sigma=self._sigma),
             mismatched_pairs=opened.pairs,
             verified=True,
-            transcript_digest=self._transcript_digest(),
+            transcript_digest=self._end.transcript_digest(
+                {key: d for key, d in self._accepted.items() if key[0] is not MessageType.ABORT}
+            ),
         )
         self._wipe()
         return Outbox([*opened.mismatches, AggregateReady(aggregate=self._result)])
@@ -668,7 +617,7 @@ class SecAggServer:
 
     def _seed_matches(self, u: ClientId, b_u: bytes) -> bool:
         published = self._advertised[u]
-        commitment = self._keys.seed_commitment(self._config_digest, u, published.c_pk, b_u)
+        commitment = self._keys.seed_commitment(self._end.config_digest, u, published.c_pk, b_u)
         return hmac.compare_digest(commitment, published.commitment)
 
     def _mask_key_matches(self, u: ClientId, s_sk: bytes) -> bool:
@@ -681,8 +630,8 @@ class SecAggServer:
 
         One at a time: all D(n - D) together would outweigh the vectors.
         """
-        assert self._session is not None  # noqa: S101  # set when U1 was closed
-        session, labels = self._session, self._keys
+        assert self._end.session is not None  # noqa: S101  # set when U1 was closed
+        session, labels = self._end.session, self._keys
         for u, b_u in seeds.items():
             yield MaskJob(-1, b_u, b"", session, labels.self_mask_info(u))
         for d, s_sk in mask_keys.items():
@@ -690,100 +639,22 @@ class SecAggServer:
                 s_pk, info = self._advertised[u].s_pk, labels.pair_mask_info(u, d)
                 yield MaskJob(-sign(u, d), s_sk, s_pk, session, info)
 
-    def _transcript_digest(self) -> bytes:
-        """SHA-256(dst(16), then per accepted frame: u8 type, u32 sender, SHA-256 of the frame)."""
-        frames = sorted(
-            (_ORDER[kind], u, digest)
-            for (kind, u), digest in self._accepted.items()
-            if kind is not MessageType.ABORT
-        )
-        return sha256(
-            dst(Usage.TRANSCRIPT, self._config.protocol),
-            *(
-                bytes([SERVER_PHASES[i].accepts]) + int(u).to_bytes(4, "little") + digest
-                for i, u, digest in frames
-            ),
-        )
-
-    def snapshot(
-        self,
-        storage_key: bytes,
-        allow_secrets: SecretsToken,
-        *,
-        outbound: Sequence[Outbound] = (),
-    ) -> bytes:
-        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
-
-        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
-        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
-        the same.
-
-        Args:
-            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
-            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
-            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
-
-        Raises:
-            TypeError: without the token.
-            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
-            LocalProtocolError: for a second snapshot of one machine.
-        """
-        self._usable()
-        blob = export_server(self, storage_key, allow_secrets, outbound)
-        self._phase = Phase.EXPORTED
-        self._wipe()
-        return blob
-
-    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
-        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
-
-        Args:
-            storage_key: as given to :meth:`snapshot`.
-            blob: what it returned.
-            sequence: number of the newest snapshot, as the store has it.
-
-        Returns:
-            The frames to send again, byte for byte; whoever has them already ignores them.
-
-        Raises:
-            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
-                machine is ABORTED then: starting over could answer twice.
-            ConfigurationError: if the storage key is not 32 bytes.
-            LocalProtocolError: if this machine was used before.
-        """
-        if not self._fresh:
-            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
-        try:
-            return restore_server(self, storage_key, blob, sequence)
-        except SnapshotError:
-            self._phase = Phase.ABORTED
-            self._wipe()
-            raise
-
     @property
     def _fresh(self) -> bool:
         untouched = not self._accepted and not self._gone and not self._sequence
         return self._phase is Phase.ADVERTISE_KEYS and untouched
 
+    @property
+    def _role(self) -> ClientId:
+        return SERVER
+
+    def _write_state(self, out: StateWriter) -> None:
+        write_server(self, out)
+
+    def _read_state(self, state: StateReader) -> list[Outbound]:
+        return read_server(self, state)
+
     # -- ends -------------------------------------------------------------------------------------
-
-    def _usable(self) -> None:
-        if self._phase is Phase.EXPORTED:
-            raise LocalProtocolError(
-                "this machine's state went into a snapshot: go on with one restored from it"
-            )
-
-    def _frame(self, kind: MessageType, body: bytes, session: bytes) -> bytes:
-        return encode_frame(
-            Frame(
-                protocol=self._config.protocol,
-                type=kind,
-                sender=SERVER,
-                round_id=self._config.round_id,
-                session=session,
-                body=body,
-            )
-        )
 
     def _each(
         self,
@@ -793,17 +664,17 @@ class SecAggServer:
         body_of: Callable[[ClientId], bytes],
     ) -> Outbox:
         """A frame for each client, with a body of its own."""
-        return Outbox((), clients, lambda u: self._frame(kind, body_of(u), session))
+        return Outbox((), clients, lambda u: self._end.frame(kind, body_of(u), session=session))
 
     def _abort(self, reason: Reason) -> list[Outbound]:
         """Ends the session and tells those who still wait for something."""
         waiting = [u for u in self.expected if u not in self._gone]
         if self._phase is Phase.UNMASKING:
             waiting = [u for u in waiting if u not in self._replied]
-        frame = self._frame(MessageType.ABORT, Abort(reason=reason).encode(), self._config_digest)
         self._phase = Phase.ABORTED
         self._wipe()
-        return [Outbound(recipient=u, frame=frame) for u in waiting]
+        body = Abort(reason=reason).encode()
+        return self._end.to_all(waiting, MessageType.ABORT, body, session=self._end.config_digest)
 
     def _wipe(self) -> None:
         self._ciphertexts = None
@@ -811,9 +682,6 @@ class SecAggServer:
         self._total = None
         self._unmasking = None
         self._probe = None
-
-    def _unexpected(self, u: ClientId, what: str) -> UnexpectedMessage:
-        return UnexpectedMessage(f"the server got {what} from {u}", culprits=[u])
 
     def __repr__(self) -> str:
         return f"SecAggServer(n={self._config.n}, phase={self._phase})"

@@ -4,18 +4,19 @@ What can be derived again from the configuration (graph, edges, places) is deriv
 keys and directories are the owner's and are given to the new machine as they were to the old one.
 Frames in the snapshot are sent again as they are, because a second encryption under one channel key
 would give two plaintexts away. Whether a snapshot may be used at all is decided by
-:mod:`securefl.protocols.snapshot`; this module knows the fields and nothing else.
+:mod:`securefl.protocols.snapshot`; this module knows the fields, and that a machine ends with one.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from securefl.errors import SnapshotError, WireError
+from securefl.errors import LocalProtocolError, SnapshotError, WireError
 from securefl.modular import RingVector, Words, ring_dtype
 from securefl.primitives.channel import AgreementKey
 from securefl.primitives.prg import KEY_BYTES
@@ -34,20 +35,21 @@ from securefl.protocols.secagg.messages import (
 )
 from securefl.protocols.secagg.transitions import SERVER_PHASES, MessageType, Phase
 from securefl.protocols.snapshot import (
+    SecretsToken,
     SnapshotHeader,
     StateReader,
     StateWriter,
     open_snapshot,
     seal_snapshot,
 )
-from securefl.round import SERVER, AggregateSum, ClientId, RoundConfig
+from securefl.round import AggregateSum, ClientId, RoundConfig
 from securefl.wire import SIGNATURE_BYTES, Reader, packed_bytes
 
 if TYPE_CHECKING:
     from securefl.protocols.secagg.client import SecAggClient
     from securefl.protocols.secagg.server import SecAggServer
 
-__all__ = ["export_client", "export_server", "restore_client", "restore_server"]
+__all__ = ["RestartableMachine", "read_client", "read_server", "write_client", "write_server"]
 
 VERSION = 1
 """Of the layout below; a state of another version is refused, never guessed at."""
@@ -65,10 +67,117 @@ _CHANNEL_KEY_BYTES = 32
 _ADVERTISED_BYTES = 96
 
 
-def _header(config: RoundConfig, role: ClientId, sequence: int) -> SnapshotHeader:
-    return SnapshotHeader(
-        protocol=config.protocol, role=role, session=config.digest(), sequence=sequence
-    )
+class RestartableMachine(ABC):
+    """What both machines do with their state: see :class:`securefl.protocols.snapshot.Restartable`.
+
+    A machine says what its state is; everything that makes a snapshot single-use is here.
+    """
+
+    _config: RoundConfig
+    _phase: Phase
+    _sequence: int = 0  # of the snapshot that it was restored from
+
+    def snapshot(
+        self,
+        storage_key: bytes,
+        allow_secrets: SecretsToken,
+        *,
+        outbound: Sequence[Outbound] = (),
+    ) -> bytes:
+        """The state of this machine, encrypted. **Consumes the machine**: no call works afterwards.
+
+        Store the bytes before a frame of ``outbound`` leaves (:class:`securefl.restart.Keeper` does
+        it in that order). In DONE and ABORTED there are no secrets left; the token is asked for all
+        the same.
+
+        Args:
+            storage_key: 32 random bytes that are kept elsewhere than the snapshot.
+            allow_secrets: :data:`securefl.protocols.snapshot.SECRETS`.
+            outbound: the frames that the last call returned; :meth:`restore` hands them out again.
+
+        Raises:
+            TypeError: without the token.
+            ConfigurationError: if the storage key is not 32 bytes. The machine can still be used.
+            LocalProtocolError: for a second snapshot of one machine.
+        """
+        self._usable()
+        out = StateWriter()
+        self._write_state(out)
+        out.outbound(outbound)
+        header = self._header(self._sequence + 1)
+        blob = seal_snapshot(storage_key, allow_secrets, header, out.finish())
+        self._phase = Phase.EXPORTED
+        self._wipe()
+        return blob
+
+    def restore(self, storage_key: bytes, blob: bytes, *, sequence: int) -> list[Outbound]:
+        """Goes on from a snapshot; only on a fresh machine, made with the same arguments.
+
+        Args:
+            storage_key: as given to :meth:`snapshot`.
+            blob: what it returned.
+            sequence: number of the newest snapshot, as the store has it.
+
+        Returns:
+            The frames to send again, byte for byte; whoever has them already ignores them.
+
+        Raises:
+            SnapshotError: for a wrong key, role, session or sequence number, or changed bytes. The
+                machine is ABORTED then: starting over could answer twice.
+            ConfigurationError: if the storage key is not 32 bytes.
+            LocalProtocolError: if this machine was used before.
+        """
+        if not self._fresh:
+            raise LocalProtocolError("a snapshot is restored into a fresh machine only")
+        try:
+            return self._take_over(storage_key, blob, sequence)
+        except SnapshotError:
+            self._phase = Phase.ABORTED
+            self._wipe()
+            raise
+
+    def _take_over(self, storage_key: bytes, blob: bytes, sequence: int) -> list[Outbound]:
+        raw = open_snapshot(storage_key, blob, self._header(sequence))
+        try:
+            outbound = self._read_state(StateReader(raw))
+        except WireError as error:
+            raise SnapshotError(f"the snapshot's content is not understood: {error}") from None
+        self._sequence = sequence
+        return outbound
+
+    def _header(self, sequence: int) -> SnapshotHeader:
+        config = self._config
+        return SnapshotHeader(
+            protocol=config.protocol, role=self._role, session=config.digest(), sequence=sequence
+        )
+
+    def _usable(self) -> None:
+        if self._phase is Phase.EXPORTED:
+            raise LocalProtocolError(
+                "this machine's state went into a snapshot: go on with one restored from it"
+            )
+
+    @property
+    @abstractmethod
+    def _role(self) -> ClientId:
+        """Whose machine it is."""
+
+    @property
+    @abstractmethod
+    def _fresh(self) -> bool:
+        """Whether nothing has happened to this machine."""
+
+    @abstractmethod
+    def _write_state(self, out: StateWriter) -> None:
+        """Writes every field that cannot be derived again."""
+
+    @abstractmethod
+    def _read_state(self, state: StateReader) -> list[Outbound]:
+        """Takes over what :meth:`_write_state` wrote; the frames to send again."""
+
+    @abstractmethod
+    def _wipe(self) -> None:
+        """Drops every secret."""
 
 
 def _largest_frame(config: RoundConfig) -> int:
@@ -102,17 +211,14 @@ def _same_beacon(config: RoundConfig, given: bytes | None, stored: bytes | None)
 # -- the client -----------------------------------------------------------------------------------
 
 
-def export_client(
-    machine: SecAggClient, storage_key: bytes, allow_secrets: object, outbound: Sequence[Outbound]
-) -> bytes:
-    """The sealed state of a client. See :meth:`SecAggClient.snapshot`."""
-    out = StateWriter()
+def write_client(machine: SecAggClient, out: StateWriter) -> None:
+    """The state of a client, without the frames to send again."""
     _begin(out, machine._phase, machine._beacon)
     out.u32(len(machine._accepted))
     for kind, digest in sorted(machine._accepted.items()):
         out.u8(kind)
         out.raw(digest)
-    out.optional(machine._session)
+    out.optional(machine._end.session)
     out.optional(None if machine._own_entry is None else machine._own_entry.encode())
     out.ids(machine._P)
     out.bits(machine._in_U2)
@@ -124,9 +230,6 @@ def export_client(
     out.u8(machine._secrets is not None)
     if machine._secrets is not None:
         _write_secrets(out, machine)
-    out.outbound(outbound)
-    header = _header(machine._config, machine._u, machine._sequence + 1)
-    return seal_snapshot(storage_key, allow_secrets, header, out.finish())
 
 
 def _write_secrets(out: StateWriter, machine: SecAggClient) -> None:
@@ -143,20 +246,8 @@ def _write_secrets(out: StateWriter, machine: SecAggClient) -> None:
         out.optional(None if array is None else _little(array))
 
 
-def restore_client(
-    machine: SecAggClient, storage_key: bytes, blob: bytes, sequence: int
-) -> list[Outbound]:
-    """Fills a fresh client. See :meth:`SecAggClient.restore`."""
-    raw = open_snapshot(storage_key, blob, _header(machine._config, machine._u, sequence))
-    try:
-        outbound = _read_client(machine, StateReader(raw))
-    except WireError as error:
-        raise SnapshotError(f"the snapshot's content is not understood: {error}") from None
-    machine._sequence = sequence
-    return outbound
-
-
-def _read_client(machine: SecAggClient, state: StateReader) -> list[Outbound]:
+def read_client(machine: SecAggClient, state: StateReader) -> list[Outbound]:
+    """Fills a fresh client; the frames to send again."""
     config = machine._config
     phase, beacon = _read_begin(state)
     machine._beacon = _same_beacon(config, machine._beacon, beacon)
@@ -165,7 +256,7 @@ def _read_client(machine: SecAggClient, state: StateReader) -> list[Outbound]:
     machine._accepted = {
         message_type(state.u8()): state.raw(32) for _ in range(state.count(len(MessageType)))
     }
-    machine._session = state.optional(32)
+    machine._end.session = state.optional(32)
     entry = state.optional(SIGNED_ENTRY_BYTES if machine._active else ENTRY_BYTES)
     if entry is not None:
         machine._own_entry = RosterEntry.read(Reader(entry), signed=machine._active)
@@ -206,13 +297,10 @@ def _read_secrets(machine: SecAggClient, state: StateReader, Q: int) -> None:
 # -- the server -----------------------------------------------------------------------------------
 
 
-def export_server(
-    machine: SecAggServer, storage_key: bytes, allow_secrets: object, outbound: Sequence[Outbound]
-) -> bytes:
-    """The sealed state of a server. See :meth:`SecAggServer.snapshot`."""
-    out = StateWriter()
+def write_server(machine: SecAggServer, out: StateWriter) -> None:
+    """The state of a server, without the frames to send again."""
     _begin(out, machine._phase, machine._beacon)
-    out.optional(machine._session)
+    out.optional(machine._end.session)
     signed = {key: signature for key, signature in machine._signatures.items() if signature}
     for table in (machine._accepted, signed):
         out.u32(len(table))
@@ -238,9 +326,6 @@ def export_server(
             out.raw(_little(shares.words))
             out.bits(shares.present)
     _write_result(out, machine._result)
-    out.outbound(outbound)
-    header = _header(machine._config, SERVER, machine._sequence + 1)
-    return seal_snapshot(storage_key, allow_secrets, header, out.finish())
 
 
 def _write_result(out: StateWriter, result: AggregateSum | None) -> None:
@@ -258,26 +343,14 @@ def _write_result(out: StateWriter, result: AggregateSum | None) -> None:
     out.raw(result.transcript_digest)
 
 
-def restore_server(
-    machine: SecAggServer, storage_key: bytes, blob: bytes, sequence: int
-) -> list[Outbound]:
-    """Fills a fresh server. See :meth:`SecAggServer.restore`."""
-    raw = open_snapshot(storage_key, blob, _header(machine._config, SERVER, sequence))
-    try:
-        outbound = _read_server(machine, StateReader(raw))
-    except WireError as error:
-        raise SnapshotError(f"the snapshot's content is not understood: {error}") from None
-    machine._sequence = sequence
-    return outbound
-
-
-def _read_server(machine: SecAggServer, state: StateReader) -> list[Outbound]:
+def read_server(machine: SecAggServer, state: StateReader) -> list[Outbound]:
+    """Fills a fresh server; the frames to send again."""
     config = machine._config
     phase, beacon = _read_begin(state)
     machine._beacon = _same_beacon(config, machine._beacon, beacon)
     if machine._beacon is not None:
         machine._maybe_graph = graph_of(config, machine._beacon)
-    machine._session = state.optional(32)
+    machine._end.session = state.optional(32)
     most = config.n * len(MessageType)
     machine._accepted = {_key(state, config): state.raw(32) for _ in range(state.count(most))}
     machine._signatures = {

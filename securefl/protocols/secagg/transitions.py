@@ -7,18 +7,16 @@ which adversaries a machine implements is the machine's own business.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from securefl.protocols.tables import BOTH, ClientRow, ServerRow, Tables
 from securefl.round import Adversary
 
 __all__ = [
     "CLIENT",
     "SERVER_PHASES",
-    "ClientRow",
     "MessageType",
     "Phase",
-    "ServerRow",
     "client_row",
     "client_table",
     "next_client_phase",
@@ -60,47 +58,18 @@ class Phase(StrEnum):
     EXPORTED = "exported"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRow:
-    """One phase of the client.
-
-    Attributes:
-        phase: where it is.
-        accepts: the frame that moves it on; None where a call (``start()``) does.
-        emits: what it sends then.
-        then: next phase per adversary; an adversary that is missing never comes here.
-    """
-
-    phase: Phase
-    accepts: MessageType | None
-    emits: MessageType
-    then: dict[Adversary, Phase]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerRow:
-    """One phase of the server: what it collects, and what it sends when it closes the phase."""
-
-    phase: Phase
-    accepts: MessageType
-    emits: dict[Adversary, MessageType | None]
-    then: dict[Adversary, Phase]
-
-
-_BOTH = (Adversary.SEMI_HONEST, Adversary.ACTIVE)
-
-CLIENT: tuple[ClientRow, ...] = (
+CLIENT: tuple[ClientRow[Phase, MessageType], ...] = (
     ClientRow(
         phase=Phase.ADVERTISE_KEYS,
         accepts=None,
         emits=MessageType.ADVERTISE_KEYS,
-        then=dict.fromkeys(_BOTH, Phase.SHARE_KEYS),
+        then=dict.fromkeys(BOTH, Phase.SHARE_KEYS),
     ),
     ClientRow(
         phase=Phase.SHARE_KEYS,
         accepts=MessageType.KEY_ROSTER,
         emits=MessageType.ENCRYPTED_SHARES,
-        then=dict.fromkeys(_BOTH, Phase.MASKED_INPUT_COLLECTION),
+        then=dict.fromkeys(BOTH, Phase.MASKED_INPUT_COLLECTION),
     ),
     ClientRow(
         phase=Phase.MASKED_INPUT_COLLECTION,
@@ -121,22 +90,22 @@ CLIENT: tuple[ClientRow, ...] = (
         phase=Phase.UNMASKING,
         accepts=MessageType.UNMASK_REQUEST,
         emits=MessageType.UNMASK_SHARES,
-        then=dict.fromkeys(_BOTH, Phase.DONE),
+        then=dict.fromkeys(BOTH, Phase.DONE),
     ),
 )
 
-SERVER_PHASES: tuple[ServerRow, ...] = (
+SERVER_PHASES: tuple[ServerRow[Phase, MessageType], ...] = (
     ServerRow(
         phase=Phase.ADVERTISE_KEYS,
         accepts=MessageType.ADVERTISE_KEYS,
-        emits=dict.fromkeys(_BOTH, MessageType.KEY_ROSTER),
-        then=dict.fromkeys(_BOTH, Phase.SHARE_KEYS),
+        emits=dict.fromkeys(BOTH, MessageType.KEY_ROSTER),
+        then=dict.fromkeys(BOTH, Phase.SHARE_KEYS),
     ),
     ServerRow(
         phase=Phase.SHARE_KEYS,
         accepts=MessageType.ENCRYPTED_SHARES,
-        emits=dict.fromkeys(_BOTH, MessageType.SHARE_DELIVERY),
-        then=dict.fromkeys(_BOTH, Phase.MASKED_INPUT_COLLECTION),
+        emits=dict.fromkeys(BOTH, MessageType.SHARE_DELIVERY),
+        then=dict.fromkeys(BOTH, Phase.MASKED_INPUT_COLLECTION),
     ),
     ServerRow(
         phase=Phase.MASKED_INPUT_COLLECTION,
@@ -159,64 +128,12 @@ SERVER_PHASES: tuple[ServerRow, ...] = (
     ServerRow(
         phase=Phase.UNMASKING,
         accepts=MessageType.UNMASK_SHARES,
-        emits=dict.fromkeys(_BOTH, None),
-        then=dict.fromkeys(_BOTH, Phase.DONE),
+        emits=dict.fromkeys(BOTH, None),
+        then=dict.fromkeys(BOTH, Phase.DONE),
     ),
 )
 
-_CLIENT_BY_PHASE = {row.phase: row for row in CLIENT}
-_SERVER_BY_PHASE = {row.phase: row for row in SERVER_PHASES}
-
-
-def client_row(phase: Phase) -> ClientRow | None:
-    """The client's row of a phase; None for the three that accept nothing."""
-    return _CLIENT_BY_PHASE.get(phase)
-
-
-def server_row(phase: Phase) -> ServerRow | None:
-    """The server's row of a phase; None for the three that accept nothing."""
-    return _SERVER_BY_PHASE.get(phase)
-
-
-def next_client_phase(phase: Phase, adversary: Adversary) -> Phase:
-    """Where the client goes after emitting the row's message."""
-    return _CLIENT_BY_PHASE[phase].then[adversary]
-
-
-def next_server_phase(phase: Phase, adversary: Adversary) -> Phase:
-    """Where the server goes after closing the phase."""
-    return _SERVER_BY_PHASE[phase].then[adversary]
-
-
-def _cell(values: dict[Adversary, Phase] | dict[Adversary, MessageType | None]) -> str:
-    """Semi-honest / active, or one word if they agree."""
-    words = []
-    for adversary in _BOTH:
-        value = values.get(adversary)
-        words.append(f"`{value.name}`" if value is not None else "-")
-    return words[0] if words[0] == words[1] else " / ".join(words)
-
-
-def client_table() -> str:
-    """The client's rows as a Markdown table (the documentation contains exactly this)."""
-    lines = [
-        "| client phase | accepts | emits | next (semi-honest / active) |",
-        "|---|---|---|---|",
-    ]
-    for row in CLIENT:
-        accepts = f"`{row.accepts.name}`" if row.accepts is not None else "`start()`"
-        lines.append(f"| `{row.phase.name}` | {accepts} | `{row.emits.name}` | {_cell(row.then)} |")
-    return "\n".join(lines)
-
-
-def server_table() -> str:
-    """The server's rows as a Markdown table (the documentation contains exactly this)."""
-    lines = [
-        "| server phase | collects | emits on `close_phase()` | next (semi-honest / active) |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{row.phase.name}` | `{row.accepts.name}` | {_cell(row.emits)} | {_cell(row.then)} |"
-        for row in SERVER_PHASES
-    ]
-    return "\n".join(lines)
+_TABLES = Tables(CLIENT, SERVER_PHASES)
+client_row, server_row = _TABLES.client_row, _TABLES.server_row
+next_client_phase, next_server_phase = _TABLES.next_client_phase, _TABLES.next_server_phase
+client_table, server_table = _TABLES.client_table, _TABLES.server_table

@@ -311,7 +311,7 @@ def test_t_signatures_are_enough_and_one_fewer_is_not(secagg: Any, layout: Layou
 def test_a_signature_that_does_not_count_ends_the_session(secagg: Any, what: str) -> None:
     bench, good = requests(secagg)
     keys = bench.clients[ONE]._keys
-    session = bench.server._session
+    session = bench.server._end.session
     other_list = keys.survivor_statement(session, b"\x3f")
     own = bench.identities[ONE].sign(keys.survivor_statement(session, b"\x7f"))
     frame = bench.sent[TWO, "consistency_check"]

@@ -234,7 +234,7 @@ def test_a_share_word_that_is_no_field_element_is_unreadable(secagg: Any) -> Non
         return random_bytes
 
     bench = secagg.make(random_of=random_of).to("masked_input_collection")
-    session = bench.server._session
+    session = bench.server._end.session
     agreed = AgreementKey(secrets[ClientId(2)][0]).agree(
         PublicKey(AgreementKey(secrets[ONE][0]).public)
     )

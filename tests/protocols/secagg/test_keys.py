@@ -64,7 +64,7 @@ def test_two_sessions_share_no_key_even_with_the_same_randomness(secagg: Any) ->
         secrets: dict[ClientId, list[bytes]] = {}
         bench = secagg.make(random_of=recording(secrets, fixed=True), **variant)
         bench.to("share_keys", without=without)
-        everything += all_keys(secrets, bench.server._session)
+        everything += all_keys(secrets, bench.server._end.session)
     per_session = 5 * 4 + 10 + 5
     assert len(everything) == 6 * per_session + (4 * 3 + 6 + 4)
     assert len({k[:16] for k in everything}) == len(everything)
@@ -159,7 +159,7 @@ def test_no_mask_key_opens_a_ciphertext(secagg: Any) -> None:
     """Two key pairs for two uses: a dropout's opened s_sk must not read the shares sent to it."""
     secrets: dict[ClientId, list[bytes]] = {}
     bench = secagg.make(random_of=recording(secrets)).to("masked_input_collection")
-    session = bench.server._session
+    session = bench.server._end.session
     ids = list(bench.clients)
     for u in ids:
         delivery = ShareDelivery.decode(secagg.body_of(bench.inbox[u]), peers=4)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, InvalidShare, LocalProtocolError, UnexpectedMessage
 from securefl.primitives.channel import AgreementKey
+from securefl.protocols.endpoints import ServerEnd
 from securefl.protocols.machine import (
     AggregateReady,
     ClientDropped,
@@ -474,7 +475,7 @@ def test_the_servers_peak_does_not_grow_with_the_cohort() -> None:
         def close(server: SecAggServer = server) -> bytes:
             for item in server.close_phase():
                 assert item is not None
-            return server._session or b""
+            return server._end.session or b""
 
         tracemalloc.start()
         benchmark.play(config, range(5 * n // 100), server.receive, close)
@@ -500,9 +501,9 @@ def test_frames_are_encoded_when_read_and_always_to_the_same_bytes(
 ) -> None:
     bench = secagg.make(6, **what)
     bench.start()
-    kept, encoded, encode = [], [], SecAggServer._frame
+    kept, encoded, encode = [], [], ServerEnd.frame
     monkeypatch.setattr(
-        SecAggServer, "_frame", lambda self, *rest: encoded.append(1) or encode(self, *rest)
+        ServerEnd, "frame", lambda *args, **rest: encoded.append(1) or encode(*args, **rest)
     )
     while not bench.server.final:
         encoded.clear()
