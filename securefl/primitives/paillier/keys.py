@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from os import urandom
@@ -215,6 +215,19 @@ class SecretKey:
         m_p, m_q = half_p.residue(c), half_q.residue(c)
         modulus_p, modulus_q = half_p.plaintexts, half_q.plaintexts
         return int(m_p + modulus_p * ((m_q - m_p) * p_inverse % modulus_q))
+
+    def decrypt_all(
+        self, ciphertexts: Sequence[Integer], s: int = 1, *, threads: int = 1
+    ) -> list[int]:
+        """The plaintexts of several ciphertexts, in order; see :meth:`decrypt`.
+
+        Args:
+            ciphertexts: elements of (Z / n^(s+1))*.
+            s: their degree.
+            threads: how many work side by side; worth it with gmpy2 only.
+        """
+        self._halves(s)  # once, before threads would each make them
+        return bigint.map_in_threads(lambda c: self.decrypt(c, s), ciphertexts, threads)
 
     def _halves(self, s: int) -> tuple[_Half, _Half, Integer]:
         found = self._cache.get(s)

@@ -312,11 +312,15 @@ class KeyShare:
                 f"share {index} does not belong to this key: ask the dealer for it again"
             )
 
-    def partial(self, ciphertexts: Sequence[int]) -> tuple[int, ...]:
+    def partial(self, ciphertexts: Sequence[int], *, threads: int = 1) -> tuple[int, ...]:
         """Partials c^(2 Delta s_i), one per ciphertext; what may be opened is not its matter."""
         exponent = 2 * self.public.delta * self._value
         N = self.public.degree.modulus
-        return tuple(int(bigint.powmod_secret(c, exponent, N)) for c in ciphertexts)
+        return tuple(
+            bigint.map_in_threads(
+                lambda c: int(bigint.powmod_secret(c, exponent, N)), ciphertexts, threads
+            )
+        )
 
     def partial_with_proof(
         self,

@@ -60,6 +60,13 @@ def knowledge_context(
     return config_digest + client.to_bytes(4, "little") + block[:HEADER_BYTES] + body_digest
 
 
+def multiply(
+    a: Sequence[bigint.Integer], b: Sequence[bigint.Integer], N: bigint.Integer
+) -> list[bigint.Integer]:
+    """Products modulo N, place by place: the addition of what is inside."""
+    return [x * y % N for x, y in zip(a, b, strict=True)]
+
+
 class SubmissionCheck:
     """Checks submissions of one round.
 
@@ -166,7 +173,5 @@ class SubmissionCheck:
         self, total: list[bigint.Integer] | None, ciphertexts: Sequence[int]
     ) -> list[bigint.Integer]:
         """The product so far times one more submission."""
-        N = self._terms.degree.modulus
-        if total is None:
-            return [bigint.integer(c) for c in ciphertexts]
-        return [a * b % N for a, b in zip(total, ciphertexts, strict=True)]
+        numbers = [bigint.integer(c) for c in ciphertexts]
+        return numbers if total is None else multiply(total, numbers, self._terms.degree.modulus)

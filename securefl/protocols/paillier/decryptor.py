@@ -327,7 +327,7 @@ class KeyHolder(_Decider):
     """Opens one witnessed product per session, and refuses everything else.
 
     With the server (or a witness) it reads every update: it must be somebody else. It never accepts
-    a message that carries single submissions.
+    a message that carries single submissions. ``threads`` open ciphertexts side by side.
     """
 
     _ACCEPTS = MessageType.OPEN_REQUEST
@@ -343,12 +343,13 @@ class KeyHolder(_Decider):
         directory: IdentityDirectory,
         book: RoundBook,
         policy: DeciderPolicy | None = None,
+        threads: int = 1,
     ) -> None:
         if party != terms.key_holder:
             raise ConfigurationError(f"{party} is not the key holder of these terms")
         if secret.public != terms.public:
             raise ConfigurationError("the secret key does not belong to the terms' public key")
-        self._secret = secret
+        self._secret, self._threads = secret, threads
         super().__init__(
             party,
             config,
@@ -372,7 +373,7 @@ class KeyHolder(_Decider):
         layout = terms.block_layout
         try:
             sums = layout.unpack(
-                [self._secret.decrypt(c, terms.s) for c in ciphertexts],
+                self._secret.decrypt_all(ciphertexts, terms.s, threads=self._threads),
                 count=count,
                 dimension=terms.block_dimension(self._config.m),
                 slots=layout.slots(terms.degree),

@@ -242,3 +242,15 @@ def test_every_secret_exponent_of_decryption_goes_through_the_constant_time_powe
     assert SecretKey.from_numbers(p, q, min_bits=512).decrypt(c) == 5
     assert set(seen) == {p - 1, q - 1}
     assert not public
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_open_the_same_in_the_same_order(
+    small_key: SecretKey, threads: int, backend: str
+) -> None:
+    messages = list(range(23))
+    ciphertexts = Encryptor(small_key.public, window=4).encrypt(messages).ciphertexts
+    key = SecretKey.from_numbers(*small_key.primes(), min_bits=512)
+    assert key.decrypt_all(ciphertexts, threads=threads) == messages
+    with pytest.raises(ZeroDivisionError):
+        bigint.map_in_threads(lambda x: bigint.invert(x, 9), [1, 2, 3, 4, 5, 7, 8], threads)
