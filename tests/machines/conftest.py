@@ -272,6 +272,13 @@ class World:
             if order and order.random() < 0.1:
                 self.deliver(message)
 
+    def clients_read(self) -> None:
+        """What is on its way to clients arrives; what they answer is still on its way."""
+        down = [message for message in self.flying if message.recipient != SERVER]
+        self.flying = [message for message in self.flying if message.recipient == SERVER]
+        for message in down:
+            self.deliver(message)
+
     def restart(self, who: ClientId, *, resend: bool) -> None:
         """The process ends after its state was stored, and another one goes on."""
         machine = self.machine(who)
@@ -741,6 +748,7 @@ class Universe:
         return seen, pairs
 
 
+TROUBLE = ["nothing", "answers", "late", "changed", "lied", "split", "wrong answer"]
 SEEDS = st.integers(0, 2**16 - 1)
 INDEX = st.integers(0, 2**10)
 SELDOM = st.sampled_from([True, False, False, False, False, False])
@@ -761,11 +769,12 @@ def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str
             b=st.integers(1, 64),
             seed=SEEDS,
             absent=st.sampled_from([0, 0, 1, 2]),
-            quiet=st.integers(0, 4),
+            quiet=st.sampled_from([0, 1, 2, 2, 3, 3, 4, 4]),
+            first=st.sampled_from(TROUBLE),
         )
         def begin(
             self, n: int, active: bool, sparse: bool, which: int, m: int, b: int, seed: int,
-            absent: int, quiet: int,
+            absent: int, quiet: int, first: str,
         ) -> None:  # fmt: skip
             """Some phases pass in quiet, so that trouble begins everywhere."""
             choices = universe.variants()
@@ -777,6 +786,31 @@ def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str
                 self.world.start(u)
             for _ in range(quiet):
                 self.next_phase(seed)
+            self.begin_trouble(first, which, seed)
+
+        def begin_trouble(self, first: str, which: int, seed: int) -> None:
+            while (
+                first == "wrong answer" and self.world.server.phase in self.world.server.phases[:-1]
+            ):
+                self.next_phase(seed)
+            if first == "split":
+                self.lies(seed, self.ids[::2])
+            if first != "nothing":
+                self.world.clients_read()
+            if first == "late" and self.world.flying:
+                self.lies(seed, [self.one_is_late(which)])
+            if first in ("changed", "wrong answer") and self.world.flying:
+                self.one_is_changed(which, seed, keep=False)
+            if first in ("lied", "split"):
+                self.lies(seed, self.ids)
+
+        def lies(self, seed: int, victims: list[Any]) -> None:
+            """The same chances for all."""
+            for u in victims:
+                frame = self.world.lie(u, random.Random(seed))
+                if frame is not None:
+                    self.fault("lied")
+                    self.world.deliver(universe.Message(SERVER, u, frame))
 
         def next_phase(self, seed: int) -> None:
             self.world.deliver_all(random.Random(seed))
@@ -800,6 +834,26 @@ def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str
         @rule(seed=SEEDS)
         def everything_arrives(self, seed: int) -> None:
             self.world.deliver_all(random.Random(seed))
+
+        @rule()
+        def the_clients_answer(self) -> None:
+            self.world.clients_read()
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def a_client_is_late_for_a_phase(self, which: int) -> None:
+            self.one_is_late(which)
+
+        def one_is_late(self, which: int) -> Any:
+            """All that is on its way from one of them comes when the phase is over."""
+            self.fault("late")
+            u = self.world.flying[which % len(self.world.flying)].sender
+            late = [message for message in self.world.flying if message.sender == u]
+            self.world.flying = [item for item in self.world.flying if item.sender != u]
+            self.next_phase(which)
+            for message in late:
+                self.world.deliver(message)
+            return u if u in self.ids else self.some(which)
 
         @rule(rashly=SELDOM)
         def the_phase_closes(self, rashly: bool) -> None:
@@ -850,6 +904,9 @@ def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str
         @precondition(lambda self: self.world.flying)
         @rule(which=INDEX, seed=SEEDS, keep=st.booleans())
         def one_frame_is_changed(self, which: int, seed: int, keep: bool) -> None:
+            self.one_is_changed(which, seed, keep=keep)
+
+        def one_is_changed(self, which: int, seed: int, *, keep: bool) -> None:
             self.fault("changed")
             place = which % len(self.world.flying)
             old = self.world.flying[place] if keep else self.world.flying.pop(place)
@@ -858,20 +915,12 @@ def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str
 
         @rule(which=INDEX, seed=SEEDS)
         def the_server_lies_to_one(self, which: int, seed: int) -> None:
-            u = self.some(which)
-            frame = self.world.lie(u, random.Random(seed))
-            if frame is not None:
-                self.fault("lied")
-                self.world.deliver(universe.Message(SERVER, u, frame))
+            self.lies(seed, [self.some(which)])
 
         @rule(seed=SEEDS, really=SELDOM)
         def the_server_lies_to_half_of_them(self, seed: int, really: bool) -> None:
-            """The same chances for all: a split view."""
-            for u in self.ids[:: 1 + seed % 2] if really else []:
-                frame = self.world.lie(u, random.Random(seed))
-                if frame is not None:
-                    self.fault("lied")
-                    self.world.deliver(universe.Message(SERVER, u, frame))
+            """A split view."""
+            self.lies(seed, self.ids[:: 1 + seed % 2] if really else [])
 
         if universe.restarts:
 

@@ -38,9 +38,9 @@ from securefl.protocols.lightsecagg.transitions import (
     client_row,
     server_row,
 )
-from securefl.protocols.messages import SurvivorNotice
-from securefl.round import Adversary, ClientId, ThreatModel, Usage, dst
-from securefl.wire import Frame, decode_frame
+from securefl.protocols.messages import SignedUnmaskRequest, SurvivorNotice
+from securefl.round import SERVER, Adversary, ClientId, ThreatModel, Usage, dst
+from securefl.wire import Frame, decode_frame, encode_frame, signed_content
 
 LISTS = {
     MessageType.SHARE_CLOSE: ShareClose,
@@ -51,17 +51,17 @@ LISTS = {
 
 @lru_cache(maxsize=1)
 def variants() -> dict[tuple[int, bool, bool], list[LightSecAggParams]]:
-    """Every (U, T) that the constructor takes, by (n, active, False)."""
+    """Every (U, T) that the constructor takes, by (n, active, False); few answers needed: often."""
     found: dict[tuple[int, bool, bool], list[LightSecAggParams]] = defaultdict(list)
     for n in range(3, 10):
         for adversary in Adversary:
             for U in range(2, n + 1):
                 for T in range(1, U):
-                    for n_min in (U, U, U + 1):  # room for dropouts more often than not
+                    for n_min in (U, U + 1):
                         threat = ThreatModel(adversary=adversary, corrupt=1, dropped=n - U)
                         with contextlib.suppress(ConfigurationError):
                             params = LightSecAggParams.of(n, threat, U=U, T=T, n_min=n_min)
-                            found[n, adversary is Adversary.ACTIVE, False].append(params)
+                            found[n, adversary is Adversary.ACTIVE, False] += [params] * (n - U + 1)
     return found
 
 
@@ -87,7 +87,16 @@ class LightSecAggRules:
     def act(self, who: ClientId, call: Any, frame: bytes | None = None) -> SecureFLError | None:
         if frame is not None:
             self.frames[hashlib.sha256(frame).digest()] = frame
-        return super().act(who, call, frame)
+        before, phase = self.inputs_taken(), self.server.phase
+        error = super().act(who, call, frame)
+        if phase == "masked_input_collection" or self.server.final:
+            return error
+        assert self.inputs_taken() == before, "an input was added in another phase"
+        return error
+
+    def inputs_taken(self) -> bytes | None:
+        total = self.server._total
+        return None if total is None else total.tobytes()
 
     # -- what must hold -----------------------------------------------------------------------
 
@@ -135,7 +144,7 @@ class LightSecAggRules:
         return signature in request and self.signed(v, signature, U3)
 
     def check_server(self) -> None:
-        """Also that the machine adds up inputs while it collects them, and at no other time."""
+        """Also that the sets are nested in the cohort, and their members have really replied."""
         super().check_server()
         sets = [set(closed) for closed in self.server._U]
         for larger, smaller in pairwise([set(self.cohort), *sets]):
@@ -158,7 +167,11 @@ class LightSecAggRules:
         assert result.min_honest == len(U3) - self.params.T
         wrong = {u for u in U5 if self.wrong_answer(u)}
         named = {holder for _, holder in result.mismatched_pairs}
-        if len(wrong) > (len(U5) - self.params.U) // 2:
+        corrected = (len(U5) - self.params.U) // 2
+        if len(wrong) > corrected:
+            # Two polynomials of degree below U agree in at most U - 1 answers.
+            seen = len(wrong) + corrected <= len(U5) - self.params.U
+            assert not seen, "a sum was opened from answers that do not fit together"
             return True
         assert named == wrong, "it does not name those whose answers are wrong"
         surplus = len(U5) - len(wrong) - self.params.U
@@ -174,6 +187,24 @@ class LightSecAggRules:
             return True
         taken = self.frames[self.taken[MessageType.AGGREGATE_SHARE, u]]
         return bytes(decode_frame(taken).body) != bytes(decode_frame(sent).body)
+
+    def mutated(self, frame: bytes, chance: random.Random) -> bytes:
+        """Also a well-formed wrong answer, signed by whoever gives it."""
+        try:
+            parsed = decode_frame(frame)
+        except SecureFLError:
+            return super().mutated(frame, chance)
+        if parsed.type != MessageType.AGGREGATE_SHARE or not self.m or chance.random() < 0.3:
+            return super().mutated(frame, chance)
+        body = np.frombuffer(bytes(parsed.body), dtype="<u4").copy()
+        place = chance.randrange(len(body))
+        body[place] = (int(body[place]) + 1) % self.config.modulus
+        content = replace(parsed, body=body.tobytes(), signature=b"")
+        if self.active:
+            statement = self.labels.frame_statement(SERVER, signed_content(content))
+            signature = self.identity[parsed.sender].sign(statement)
+            content = replace(content, signature=signature)
+        return encode_frame(content)
 
     # -- a server that lies -------------------------------------------------------------------
 
@@ -194,20 +225,31 @@ class LightSecAggRules:
             return self.other_share(u, chance)
         if kind is MessageType.RECOVERY_REQUEST and self.active:
             agreed = {v for v in client._P if self.lists.get(v) == self.lists.get(u)}
+            if chance.random() < 0.3:
+                return self.down(u, kind, self.forged_signatures(u))
             possible = agreed if chance.random() < 0.7 else set(client._P)
             return self.down(u, kind, self.signatures_shown(possible, chance))
-        return self.down(u, kind, LISTS[kind](alive=self.other_list(chance)).encode())
+        return self.down(u, kind, LISTS[kind](alive=self.other_list(u, chance)).encode())
 
     def roster_type(self) -> Any:
         return KeyRoster
 
-    def other_list(self, chance: random.Random) -> Any:
-        """A list that is near the true one (the same for all who are lied to), or any."""
+    def forged_signatures(self, u: ClientId) -> bytes:
+        """As if everybody on u's list had signed it: what they signed instead, or zeros."""
+        shown = []
+        for v in sorted(self.lists.get(u, frozenset()) - {u}):
+            frame = self.emitted.get((v, MessageType.SURVIVOR_SIGNATURE))
+            shown.append((v, bytes(64) if frame is None else bytes(decode_frame(frame).body)))
+        return SignedUnmaskRequest(signatures=tuple(shown)).encode()
+
+    def other_list(self, u: ClientId, chance: random.Random) -> Any:
+        """A list that is near the true one (the same for all who are lied to but them), or any."""
         closed = self.server._U or [self.cohort.ids]
         near = set(chance.choice([closed[-1], closed[0]]))
         near ^= {chance.choice(list(self.cohort))}
         any_ = {u for u in self.cohort if chance.random() < 0.8}
         told = near if chance.random() < 0.7 else any_
+        told |= {u} if chance.random() < 0.8 else set()  # or it refuses at once
         return np.array([u in told for u in self.cohort], dtype=np.bool_)
 
     def other_share(self, u: ClientId, chance: random.Random) -> bytes | None:
@@ -255,7 +297,7 @@ ROWS = {
 
 
 def test_no_short_schedule_breaks_a_session_of_lightsecagg(lightsecagg: Any) -> None:
-    seen, pairs = lightsecagg.play(max_examples=250, stateful_step_count=25, derandomize=True)
+    seen, pairs = lightsecagg.play(max_examples=250, stateful_step_count=12, derandomize=True)
     assert seen["examples"] >= 250
     assert pairs == ROWS
     for what in ("lost", "held back", "repeated", "misdelivered", "changed", "lied"):
@@ -266,7 +308,7 @@ def test_no_short_schedule_breaks_a_session_of_lightsecagg(lightsecagg: Any) -> 
 
 @pytest.mark.long
 def test_no_schedule_of_twenty_thousand_breaks_a_session_of_lightsecagg(lightsecagg: Any) -> None:
-    seen, pairs = lightsecagg.play(max_examples=20_000, stateful_step_count=30)
+    seen, pairs = lightsecagg.play(max_examples=20_000, stateful_step_count=20)
     print(dict(seen))
     assert seen["examples"] >= 20_000
     assert pairs == ROWS
@@ -277,7 +319,7 @@ def test_no_schedule_of_twenty_thousand_breaks_a_session_of_lightsecagg(lightsec
 def test_an_undisturbed_lightsecagg_world_opens_its_sum(lightsecagg: Any) -> None:
     """The control: without faults every kind of variant comes to its end."""
     for (n, active, _), choices in variants().items():
-        for params in {choices[0], choices[len(choices) // 2], choices[-1]}:
+        for params in {choices[0], choices[-1]}:
             world = lightsecagg.World(params, 3, 31, n)
             for u in world.cohort:
                 world.start(u)
