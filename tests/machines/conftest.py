@@ -11,15 +11,24 @@ import contextlib
 import hashlib
 import random
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from securefl.errors import (
     ConfigurationError,
@@ -137,9 +146,18 @@ def leaves_no_trace(error: SecureFLError | None) -> bool:
 
 @dataclass
 class World:
-    """One session, and everything that ever happened in it."""
+    """One session, and everything that ever happened in it; another protocol's world is a subclass.
 
-    params: SecAggParams
+    Class attributes:
+        types, client_row, server_row, server_phases: the protocol's messages and tables.
+    """
+
+    types: ClassVar[Any] = MessageType
+    client_row: ClassVar[Any] = staticmethod(client_row)
+    server_row: ClassVar[Any] = staticmethod(server_row)
+    server_phases: ClassVar[Any] = SERVER_PHASES
+
+    params: Any
     m: int
     b: int
     seed: int
@@ -157,12 +175,12 @@ class World:
             round_id=RoundId(7),
             cohort=self.cohort,
             m=self.m,
-            b=self.b,
             context_digest=CONTEXT,
             server_nonce=self.seed.to_bytes(32, "little"),
+            **self.ring(),
         )
         self.active = self.params.threat.adversary is Adversary.ACTIVE
-        self.own = self.params.layout is Layout.ALL
+        self.own = self.config.layout is Layout.ALL
         self.labels = KeySchedule(self.config.protocol)
         self.identity, self.directory = identities()
         self._sources = {u: np.random.default_rng((self.seed, u)).bytes for u in self.cohort}
@@ -191,24 +209,30 @@ class World:
         self.blobs: dict[ClientId, bytes] = {}
         self.pairs: set[tuple[str, str, str]] = set()
 
+    def ring(self) -> dict[str, Any]:
+        """What the protocol lets the configuration choose of its ring."""
+        return {"b": self.b}
+
     def fresh(self, who: ClientId) -> Any:
         """A machine that has done nothing yet."""
-        machine: Any
-        if who == SERVER:
-            machine = SecAggServer(self.config, directory=self.directory)
-        else:
-            machine = SecAggClient(
-                who,
-                self.config,
-                context_digest=CONTEXT,
-                policy=POLICY,
-                identity=self.identity[who],
-                directory=self.directory,
-                random_bytes=self._sources[who],
-            )
+        machine = self.built(who, SecAggClient, SecAggServer)
         if self.config.graph_source is GraphSource.BEACON:
             machine.set_beacon(bytes(32))
         return machine
+
+    def built(self, who: ClientId, client: Any, server: Any) -> Any:
+        """One of a protocol's two kinds of machines."""
+        if who == SERVER:
+            return server(self.config, directory=self.directory)
+        return client(
+            who,
+            self.config,
+            context_digest=CONTEXT,
+            policy=POLICY,
+            identity=self.identity[who],
+            directory=self.directory,
+            random_bytes=self._sources[who],
+        )
 
     def machine(self, who: ClientId) -> Any:
         return self.server if who == SERVER else self.clients[who]
@@ -247,6 +271,13 @@ class World:
             self.deliver(message)
             if order and order.random() < 0.1:
                 self.deliver(message)
+
+    def clients_read(self) -> None:
+        """What is on its way to clients arrives; what they answer is still on its way."""
+        down = [message for message in self.flying if message.recipient != SERVER]
+        self.flying = [message for message in self.flying if message.recipient == SERVER]
+        for message in down:
+            self.deliver(message)
 
     def restart(self, who: ClientId, *, resend: bool) -> None:
         """The process ends after its state was stored, and another one goes on."""
@@ -310,11 +341,12 @@ class World:
         for key, value in new.items():
             assert digest == value
             self.read[who].add(value)
-            kind, u = key if who == SERVER else (key, who)
-            if kind is not MessageType.ABORT:
-                row = server_row(phase) if who == SERVER else client_row(phase)
+            kind, u = key if who == SERVER else (self.kind_in(key), who)
+            if kind is not self.types.ABORT:
+                row = self.server_row(phase) if who == SERVER else self.client_row(phase)
                 assert row is not None, f"{kind.name} was accepted in phase {phase}"
-                assert row.accepts is kind, f"{kind.name} was accepted in phase {phase}"
+                taken = (row.accepts, None if who == SERVER else row.gathers)
+                assert kind in taken, f"{kind.name} was accepted in phase {phase}"
                 side = "server" if who == SERVER else "client"
                 self.pairs.add((side, phase, kind.name))
             if who == SERVER:
@@ -329,14 +361,23 @@ class World:
         self.check_server()
         return error
 
+    def kind_in(self, key: Any) -> Any:
+        """The type in a key of what a client accepted."""
+        return key
+
     def check_client_frame(
         self, u: ClientId, machine: Any, frame: bytes, cause: bytes | None
     ) -> None:
         parsed = decode_frame(frame)
         assert parsed.sender == u
-        kind = MessageType(parsed.type)
+        kind = self.types(parsed.type)
         first = self.emitted.setdefault((u, kind), frame)
         assert first == frame, f"client {u} sent two different {kind.name}"
+        self.check_answer(u, machine, parsed, cause)
+
+    def check_answer(self, u: ClientId, machine: Any, parsed: Frame, cause: bytes | None) -> None:
+        """What a client says, and what about, once it has masked its input."""
+        kind = MessageType(parsed.type)
         Q = [] if machine._in_U2 is None else [
             v for v, there in zip(machine._P, machine._in_U2, strict=True) if there
         ]  # fmt: skip
@@ -381,7 +422,7 @@ class World:
 
     def signed(self, v: ClientId, signature: bytes, U3: set[ClientId]) -> bool:
         """Whether client v, who is on this list, really signed it."""
-        frame = self.emitted.get((v, MessageType.SURVIVOR_SIGNATURE))
+        frame = self.emitted.get((v, self.types.SURVIVOR_SIGNATURE))
         genuine = frame is not None and bytes(decode_frame(frame).body) == signature
         return genuine and v in U3 and self.lists[v] == U3
 
@@ -402,31 +443,40 @@ class World:
     def check_result(self) -> None:
         """P26 and P27: the exact sum over U3, and a transcript that depends on no order."""
         result = self.server.result
-        U2, U3 = set(self.server.survivors.U2), self.server.survivors.U3
+        U3 = self.server.survivors.U3
         assert result.survivors == U3
         assert len(U3) >= self.config.n_min
-        order = [row.accepts for row in SERVER_PHASES]
-        lines = sorted(
-            (order.index(kind), u, digest)
-            for (kind, u), digest in self.taken.items()
-            if kind is not MessageType.ABORT
-        )
-        label = dst(Usage.TRANSCRIPT, self.config.protocol)
-        joined = b"".join(struct.pack("<BI", order[i], u) + digest for i, u, digest in lines)
-        assert result.transcript_digest == hashlib.sha256(label + joined).digest()
-        # Two things nothing can detect: another input, and a client that was told another U2.
-        for u in U3:
-            sent = self.emitted.get((u, MessageType.MASKED_INPUT))
-            genuine = (
-                sent is not None
-                and hashlib.sha256(sent).digest() == (self.taken[MessageType.MASKED_INPUT, u])
-            )
-            if not genuine or self.believed[u] != U2.intersection(self.clients[u]._P):
-                self.spoiled = True
+        assert result.transcript_digest == self.transcript()
+        self.spoiled = self.undetectable()
         if not self.spoiled:
             values = [self.vectors[u].values.tolist() for u in U3]
             plain = [sum(column) % self.config.modulus for column in zip(*values, strict=True)]
             assert result.vector.values.tolist() == plain
+
+    def transcript(self) -> bytes:
+        order = [row.accepts for row in self.server_phases]
+        lines = sorted(
+            (order.index(kind), u, digest)
+            for (kind, u), digest in self.taken.items()
+            if kind is not self.types.ABORT
+        )
+        label = dst(Usage.TRANSCRIPT, self.config.protocol)
+        joined = b"".join(struct.pack("<BI", order[i], u) + digest for i, u, digest in lines)
+        return hashlib.sha256(label + joined).digest()
+
+    def genuine_reply(self, u: ClientId, kind: Any) -> bool:
+        """Whether the server took the very frame that client u made."""
+        sent = self.emitted.get((u, kind))
+        return sent is not None and hashlib.sha256(sent).digest() == self.taken[kind, u]
+
+    def undetectable(self) -> bool:
+        """Two things nothing can detect: another input, and a client that was told another U2."""
+        U2 = set(self.server.survivors.U2)
+        return any(
+            not self.genuine_reply(u, MessageType.MASKED_INPUT)
+            or self.believed[u] != U2.intersection(self.clients[u]._P)
+            for u in self.server.survivors.U3
+        )
 
     # -- a server that lies -------------------------------------------------------------------
 
@@ -459,19 +509,23 @@ class World:
             alive = np.array([chance.random() < 0.8 for _ in range(peers)], dtype=np.bool_)
             size = max(0, int(alive.sum()) + 1 + chance.choice([0, 0, 0, 1, -1]))
             return self.down(u, kind, UnmaskRequest(size=size, alive=alive).encode())
+        peers = set(client._P)
+        possible = {v for v in self.cohort if v in peers or chance.random() < 0.05}
+        return self.down(u, kind, self.signatures_shown(possible, chance))
+
+    def signatures_shown(self, possible: set[ClientId], chance: random.Random) -> bytes:
+        """Some genuine signatures of these clients on the lists they saw, sometimes one twice."""
         share = chance.choice([1.0, 0.9, 0.5, 0.2])
         signatures = [
             (v, bytes(decode_frame(frame).body))
             for (v, type_), frame in sorted(self.emitted.items())
-            if type_ == MessageType.SURVIVOR_SIGNATURE
-            and (v in client._P or chance.random() < 0.05)
-            and chance.random() < share
+            if type_ == self.types.SURVIVOR_SIGNATURE and v in possible and chance.random() < share
         ]
         if signatures and chance.random() < 0.2:
             signatures.insert(0, chance.choice(signatures))
-        return self.down(u, kind, SignedUnmaskRequest(signatures=tuple(signatures)).encode())
+        return SignedUnmaskRequest(signatures=tuple(signatures)).encode()
 
-    def down(self, u: ClientId, kind: MessageType, body: bytes) -> bytes:
+    def down(self, u: ClientId, kind: Any, body: bytes) -> bytes:
         session = self.clients[u]._end.session or bytes(32)
         return encode_frame(
             Frame(
@@ -484,7 +538,7 @@ class World:
             )
         )
 
-    def genuine(self, u: ClientId, kind: MessageType) -> bytes | None:
+    def genuine(self, u: ClientId, kind: Any) -> bytes | None:
         """What the server really sent this client."""
         for message in self.history:
             to_it = message.sender == SERVER and message.recipient == u
@@ -493,13 +547,12 @@ class World:
         return None
 
     def other_roster(self, u: ClientId, chance: random.Random) -> bytes | None:
-        frame = self.genuine(u, MessageType.KEY_ROSTER)
+        frame = self.genuine(u, self.types.KEY_ROSTER)
         if frame is None:
             return None
         body = decode_frame(frame).body
         sparse = self.config.protocol is WireProtocol.SECAGG_PLUS
-        kind: Any = NeighbourRoster if sparse else KeyRoster
-        roster = kind.decode(body, most=self.config.n, signed=self.active)
+        roster = self.roster_type().decode(body, most=self.config.n, signed=self.active)
         entries = list(roster.entries)
         a, b = chance.randrange(len(entries)), chance.randrange(len(entries))
         how = chance.randrange(4)
@@ -517,6 +570,10 @@ class World:
         if sparse and chance.random() < 0.3:
             changes["size"] = roster.size - 1
         return edited(frame, body=replace(roster, **changes).encode())
+
+    def roster_type(self) -> Any:
+        sparse = self.config.protocol is WireProtocol.SECAGG_PLUS
+        return NeighbourRoster if sparse else KeyRoster
 
     def other_delivery(self, u: ClientId, chance: random.Random) -> bytes | None:
         frame = self.genuine(u, MessageType.SHARE_DELIVERY)
@@ -611,7 +668,7 @@ def header_field(raw: bytearray, other: bytes, chance: random.Random) -> bytes:
 
 
 def other_type(raw: bytearray, other: bytes, chance: random.Random) -> bytes:
-    raw[6] = chance.choice(list(MessageType))
+    raw[6] = chance.choice([*range(1, 11), MessageType.ABORT])
     return bytes(raw)
 
 
@@ -671,12 +728,239 @@ class Universe:
 
     World: type[World]
     Message: type[Message]
-    variants: Callable[[], dict[tuple[int, bool, bool], list[SecAggParams]]]
+    variants: Callable[[], dict[tuple[int, bool, bool], list[Any]]]
     mutations: list[Any]
     state: Callable[[Any, ClientId], tuple[Any, ...]]
     leaves_no_trace: Callable[[SecureFLError | None], bool]
+    sizes: list[int]
+    restarts: bool = True
+
+    def play(self, **options: Any) -> tuple[Counter[str], set[tuple[str, str, str]]]:
+        """Runs the model; what happened, and which (side, phase, message) were accepted."""
+        seen: Counter[str] = Counter()
+        pairs: set[tuple[str, str, str]] = set()
+        run_state_machine_as_test(
+            model(self, seen, pairs),
+            settings=settings(
+                deadline=None, suppress_health_check=list(HealthCheck), database=None, **options
+            ),
+        )
+        return seen, pairs
+
+
+TROUBLE = ["nothing", "answers", "late", "changed", "lied", "split", "wrong answer"]
+SEEDS = st.integers(0, 2**16 - 1)
+INDEX = st.integers(0, 2**10)
+SELDOM = st.sampled_from([True, False, False, False, False, False])
+
+
+def model(universe: Universe, seen: Counter[str], pairs: set[tuple[str, str, str]]) -> Any:
+    """The state machine; what happened is counted in ``seen``."""
+
+    class Session(RuleBasedStateMachine):
+        world: Any = None
+
+        @initialize(
+            n=st.sampled_from(universe.sizes),
+            active=st.booleans(),
+            sparse=st.booleans(),
+            which=INDEX,
+            m=st.sampled_from([0, 1, 3, 7]),
+            b=st.integers(1, 64),
+            seed=SEEDS,
+            absent=st.sampled_from([0, 0, 1, 2]),
+            quiet=st.sampled_from([0, 1, 2, 2, 3, 3, 4, 4]),
+            first=st.sampled_from(TROUBLE),
+        )
+        def begin(
+            self, n: int, active: bool, sparse: bool, which: int, m: int, b: int, seed: int,
+            absent: int, quiet: int, first: str,
+        ) -> None:  # fmt: skip
+            """Some phases pass in quiet, so that trouble begins everywhere."""
+            choices = universe.variants()
+            found = choices.get((n, active, sparse)) or choices[n, active, False]
+            self.world = universe.World(found[which % len(found)], m, b, seed)
+            self.ids = list(self.world.cohort)
+            self.late: list[Any] = []
+            for u in self.ids[absent:]:
+                self.world.start(u)
+            for _ in range(quiet):
+                self.next_phase(seed)
+            self.begin_trouble(first, which, seed)
+
+        def begin_trouble(self, first: str, which: int, seed: int) -> None:
+            while (
+                first == "wrong answer" and self.world.server.phase in self.world.server.phases[:-1]
+            ):
+                self.next_phase(seed)
+            if first == "split":
+                self.lies(seed, self.ids[::2])
+            if first != "nothing":
+                self.world.clients_read()
+            if first == "late" and self.world.flying:
+                self.lies(seed, [self.one_is_late(which)])
+            if first in ("changed", "wrong answer") and self.world.flying:
+                self.one_is_changed(which, seed, keep=False)
+            if first in ("lied", "split"):
+                self.lies(seed, self.ids)
+
+        def lies(self, seed: int, victims: list[Any]) -> None:
+            """The same chances for all."""
+            for u in victims:
+                frame = self.world.lie(u, random.Random(seed))
+                if frame is not None:
+                    self.fault("lied")
+                    self.world.deliver(universe.Message(SERVER, u, frame))
+
+        def next_phase(self, seed: int) -> None:
+            self.world.deliver_all(random.Random(seed))
+            if not self.world.server.final:
+                self.world.close()
+
+        def some(self, which: int) -> Any:
+            return self.ids[which % len(self.ids)]
+
+        def anybody(self, which: int) -> Any:
+            return [SERVER, *self.ids][which % (len(self.ids) + 1)]
+
+        def fault(self, what: str) -> None:
+            self.world.faults += 1
+            seen[what] += 1
+
+        @rule(seed=SEEDS)
+        def everything_arrives_and_the_phase_closes(self, seed: int) -> None:
+            self.next_phase(seed)
+
+        @rule(seed=SEEDS)
+        def everything_arrives(self, seed: int) -> None:
+            self.world.deliver_all(random.Random(seed))
+
+        @rule()
+        def the_clients_answer(self) -> None:
+            self.world.clients_read()
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def a_client_is_late_for_a_phase(self, which: int) -> None:
+            self.one_is_late(which)
+
+        def one_is_late(self, which: int) -> Any:
+            """All that is on its way from one of them comes when the phase is over."""
+            self.fault("late")
+            u = self.world.flying[which % len(self.world.flying)].sender
+            late = [message for message in self.world.flying if message.sender == u]
+            self.world.flying = [item for item in self.world.flying if item.sender != u]
+            self.next_phase(which)
+            for message in late:
+                self.world.deliver(message)
+            return u if u in self.ids else self.some(which)
+
+        @rule(rashly=SELDOM)
+        def the_phase_closes(self, rashly: bool) -> None:
+            if rashly or self.world.server.sufficient:
+                self.world.close()
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def one_frame_arrives(self, which: int) -> None:
+            self.world.deliver(self.world.flying.pop(which % len(self.world.flying)))
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def one_frame_is_lost(self, which: int) -> None:
+            self.fault("lost")
+            del self.world.flying[which % len(self.world.flying)]
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX)
+        def one_frame_is_held_back(self, which: int) -> None:
+            self.fault("held back")
+            self.late.append(self.world.flying.pop(which % len(self.world.flying)))
+
+        @precondition(lambda self: self.late)
+        @rule()
+        def what_was_held_back_arrives(self) -> None:
+            self.what_is_late()
+
+        def what_is_late(self) -> None:
+            for message in self.late:
+                self.world.deliver(message)
+            self.late = []
+
+        @precondition(lambda self: self.world.history)
+        @rule(which=INDEX)
+        def an_old_frame_arrives_again(self, which: int) -> None:
+            """Duplicates, and frames that are late by any number of phases."""
+            self.fault("repeated")
+            self.world.deliver(self.world.history[which % len(self.world.history)])
+
+        @precondition(lambda self: self.world.history)
+        @rule(which=INDEX, who=INDEX)
+        def a_frame_arrives_elsewhere(self, which: int, who: int) -> None:
+            self.fault("misdelivered")
+            old = self.world.history[which % len(self.world.history)]
+            self.world.deliver(universe.Message(old.sender, self.anybody(who), old.frame))
+
+        @precondition(lambda self: self.world.flying)
+        @rule(which=INDEX, seed=SEEDS, keep=st.booleans())
+        def one_frame_is_changed(self, which: int, seed: int, keep: bool) -> None:
+            self.one_is_changed(which, seed, keep=keep)
+
+        def one_is_changed(self, which: int, seed: int, *, keep: bool) -> None:
+            self.fault("changed")
+            place = which % len(self.world.flying)
+            old = self.world.flying[place] if keep else self.world.flying.pop(place)
+            changed = self.world.mutated(old.frame, random.Random(seed))
+            self.world.deliver(universe.Message(old.sender, old.recipient, changed))
+
+        @rule(which=INDEX, seed=SEEDS)
+        def the_server_lies_to_one(self, which: int, seed: int) -> None:
+            self.lies(seed, [self.some(which)])
+
+        @rule(seed=SEEDS, really=SELDOM)
+        def the_server_lies_to_half_of_them(self, seed: int, really: bool) -> None:
+            """A split view."""
+            self.lies(seed, self.ids[:: 1 + seed % 2] if really else [])
+
+        if universe.restarts:
+
+            @rule(which=INDEX, resend=st.booleans())
+            def a_process_restarts(self, which: int, resend: bool) -> None:
+                seen["restarted"] += 1
+                self.world.restart(self.anybody(which), resend=resend)
+
+        @rule(which=INDEX, really=SELDOM)
+        def a_client_gives_up(self, which: int, really: bool) -> None:
+            if really:
+                self.fault("gave up")
+                self.world.act(self.some(which), lambda machine: machine.abort())
+
+        @rule(which=INDEX)
+        def an_input_comes_early_or_twice(self, which: int) -> None:
+            self.world.give_input(self.some(which))
+
+        @rule(which=INDEX)
+        def a_client_starts_late_or_twice(self, which: int) -> None:
+            self.world.start(self.some(which))
+
+        def teardown(self) -> None:
+            if self.world is None:
+                return
+            for _ in range(5):  # whatever happened, the session goes on to its end
+                self.next_phase(len(self.world.history))
+                self.what_is_late()
+            seen["examples"] += 1
+            pairs.update(self.world.pairs)
+            end = str(self.world.server.phase)
+            if self.world.opened:
+                end = "spoiled sum" if self.world.spoiled else "exact sum"
+                seen["exact sum after a fault"] += not self.world.spoiled and self.world.faults > 0
+            seen[end] += 1
+
+    return Session
 
 
 @pytest.fixture(scope="session")
 def universe() -> Universe:
-    return Universe(World, Message, variants, MUTATIONS, state, leaves_no_trace)
+    sizes = [3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 12]
+    return Universe(World, Message, variants, MUTATIONS, state, leaves_no_trace, sizes)
