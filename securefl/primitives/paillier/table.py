@@ -16,6 +16,7 @@ one poisoned entry removes all hiding. Look-ups are not constant-time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,7 +55,7 @@ class Digits:
         return 1 << (self.window * self.count + 1)
 
 
-class _FixedBase:
+class _FixedBase(ABC):
     """What both tables can do: the base to any public power, and the base's next row."""
 
     degree: Degree
@@ -62,9 +63,9 @@ class _FixedBase:
     top: Integer
     """The base to the power 2^(window * count): where the rows end."""
 
+    @abstractmethod
     def entry(self, row: int, digit: int) -> Integer:
         """The base to the power digit * 2^(window * row), digit in 1..2^window."""
-        raise NotImplementedError
 
     def public_power(self, exponent: int) -> Integer:
         """The base to a *public* power >= 0, modulo N: time depends on the exponent."""

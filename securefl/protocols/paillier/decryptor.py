@@ -10,6 +10,7 @@ is refused, because whoever holds the key and single ciphertexts reads updates.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,7 +80,7 @@ class _No(Exception):
         self.reason = reason
 
 
-class _Decider:
+class _Decider(ABC):
     """What all deciders share: origin, policy, book, one answer per session."""
 
     _ACCEPTS: MessageType
@@ -195,8 +196,9 @@ class _Decider:
     def _send(self, kind: MessageType, body: bytes) -> Outbound:
         return self._end.outbound(kind, body, session=self._end.config_digest)[0]
 
+    @abstractmethod
     def _decide(self, body: bytes) -> list[Outbound | Event]:
-        raise NotImplementedError
+        """The answer to a request's body, or ``_No``."""
 
     # -- parts of a decision, in the order in which they are made ---------------------------------
 
