@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -20,7 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accounting import (
+# A program's own folder comes first on the path, and with it benchmarks/accounting.py: it would
+# hide the package of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
+
+from accounting import (  # noqa: E402  # only now does accounting name the package
     Adjacency,
     Event,
     Filter,
