@@ -232,7 +232,7 @@ class _Decider(ABC):
                 total = self._check.multiply(total, self._check.frame(data).ciphertexts)
             except BadSubmission as error:
                 raise _No(error.reason) from None
-        block = self._check.product_block(total or [])
+        block = self._check.product_block(total or [], terms=len(contributors))
         if product_digest(block) != request.product_digest:
             raise _No(RefusalReason.PRODUCT_MISMATCH)
         return contributors, block
@@ -367,7 +367,7 @@ class KeyHolder(_Decider):
         listed = self._admit(request.contributors)
         self._check_statements(request, listed)
         try:
-            ciphertexts = self._check.block(request.block)
+            ciphertexts = self._check.block(request.block, terms=len(request.contributors))
         except BadSubmission as error:
             raise _No(error.reason) from None
         self._bind(sha256(listed, product_digest(request.block)))
@@ -436,10 +436,11 @@ class ShareHolder(_Decider):
             listed = list_digest(self._end.config_digest, contributors)
         else:
             request = OpenRequest.decode(body, most=self._config.n)
-            listed, block = self._admit(request.contributors), request.block
+            contributors, block = list(request.contributors), request.block
+            listed = self._admit(contributors)
             self._check_statements(request, listed)
         try:
-            ciphertexts = self._check.block(block)
+            ciphertexts = self._check.block(block, terms=len(contributors))
         except BadSubmission as error:
             raise _No(error.reason) from None
         bound = sha256(listed, product_digest(block))

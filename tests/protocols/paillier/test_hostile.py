@@ -302,7 +302,7 @@ def product(session: Any, frames: list[bytes]) -> bytes:
     checker, total = session.made.server._check, None
     for frame in frames:
         total = checker.multiply(total, checker.frame(frame).ciphertexts)
-    return checker.product_block(total or [])
+    return checker.product_block(total or [], terms=len(frames))
 
 
 def served(session: Any, kind: MessageType, body: bytes) -> bytes:
