@@ -65,10 +65,10 @@ class Block:
 
     def __post_init__(self) -> None:
         if self.terms < 1 or (2 * self.bound * self.terms) >> self.width:
+            most = ((1 << self.width) - 1) // (2 * max(1, self.bound))
             raise ConfigurationError(
-                f"slots of {self.width} bits hold sums of 1 to "
-                f"{((1 << self.width) - 1) // (2 * max(1, self.bound))} values up to "
-                f"{self.bound}, found {self.terms}: add up fewer vectors, or size the slots for more"
+                f"slots of {self.width} bits hold sums of 1 to {most} values up to {self.bound}, "
+                f"found {self.terms}: add up fewer vectors, or size the slots for more"
             )
 
     @property

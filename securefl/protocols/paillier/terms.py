@@ -191,9 +191,7 @@ class PaillierTerms:
         layout = self.layout
         return rlwe.RlweShape(dimension=m, bound=layout.bound, max_clients=layout.max_clients)
 
-    def shape(
-        self, m: int, *, terms: int = 1
-    ) -> tuple[bytes, int, int, int, int, int, int, int]:
+    def shape(self, m: int, *, terms: int = 1) -> tuple[bytes, int, int, int, int, int, int, int]:
         """The one shape that sums of so many submissions have in a round of m values."""
         layout, dimension = self.block_layout, self.block_dimension(m)
         return (

@@ -345,3 +345,19 @@ def test_a_true_proof_of_partials_with_a_response_too_long_is_refused(
         challenge = threshold_module._challenge(public, seed, values)
         proof = PartialProof(challenge=challenge, response=r + challenge * secret)
         assert public.verify(1, sealed, partials, proof, b"here") is holds
+
+
+def test_threads_make_the_same_partials_and_the_same_proof(dealt: Dealt, opened: Opened) -> None:
+    public, shares = dealt
+    ciphertexts, expected = opened
+    proofs = set()
+    for threads in (1, 2, 3, 7):
+        assert shares[2].partial(ciphertexts, threads=threads) == expected[3]
+        random_bytes = np.random.default_rng(6).bytes
+        partials, proof = shares[2].partial_with_proof(
+            ciphertexts, b"here", threads=threads, random_bytes=random_bytes
+        )
+        assert partials == expected[3]
+        assert public.verify(3, ciphertexts, partials, proof, b"here")
+        proofs.add(proof)
+    assert len(proofs) == 1
