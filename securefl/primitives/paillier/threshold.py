@@ -263,8 +263,6 @@ class ThresholdPublicKey:
         N, v_i = degree.modulus, self.verification[index - 1]
         if not 0 <= proof.response < 1 << (_nonce_bits(self) + 1):
             return False
-        if not 0 <= proof.challenge < 1 << (8 * _CHALLENGE_BYTES):
-            return False
         seed, base, image = _batch(self, index, ciphertexts, partials, context)
         minus = proof.challenge
         a = bigint.powmod(base, proof.response, N) * bigint.invert(

@@ -87,6 +87,15 @@ def test_malformed_blocks_are_refused(small_key: SecretKey, data: st.DataObject)
     assert kind == "flip"
 
 
+@pytest.mark.parametrize("mode", [0, 3, 255])
+def test_a_block_of_an_unknown_mode_is_refused(small_key: SecretKey, mode: int) -> None:
+    degree = small_key.public.degree(1)
+    data = bytearray(block(small_key, 1, [1]).to_bytes(degree))
+    data[32] = mode
+    with pytest.raises(WireError, match=f"unknown block mode {mode}"):
+        Block.from_bytes(bytes(data), degree)
+
+
 def test_a_block_of_another_degree_is_refused(small_key: SecretKey) -> None:
     made = block(small_key, 2, [1])
     data = made.to_bytes(small_key.public.degree(2))

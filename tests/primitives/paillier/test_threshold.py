@@ -266,6 +266,8 @@ def test_a_share_shows_and_copies_nothing(dealt: Dealt) -> None:
     for leak in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             leak(shares[0])
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        shares[0].__getstate__()
 
 
 @pytest.mark.parametrize(("t", "parties"), [(1, 3), (4, 3), (2, 256), (True, 3), (2, 1)])
@@ -404,3 +406,54 @@ def test_no_number_from_which_the_modulus_could_be_factored_is_published(
     for secret in secrets:
         for way in ("big", "little"):
             assert secret.to_bytes(-(-secret.bit_length() // 8), way) not in data
+
+
+def proved_with_a_true_share(
+    public: ThresholdPublicKey, share: KeyShare, sealed: Sequence[int], partials: Sequence[int]
+) -> PartialProof:
+    """The proof that a holder who knows its share can make, whatever it sends as partials."""
+    N, secret = int(public.degree.modulus), public.delta * int(share._value)
+    seed, base, image = threshold_module._batch(public, share.index, sealed, partials, b"here")
+    r = (1 << (threshold_module._nonce_bits(public) - 1)) + 12345
+    values = (base, image, pow(int(base), r, N), pow(public.v, r, N))
+    challenge = threshold_module._challenge(public, seed, values)
+    return PartialProof(challenge=challenge, response=r + challenge * secret)
+
+
+def test_wrong_partials_do_not_cancel_in_the_batch_also_for_a_holder_who_proves_them(
+    dealt: Dealt, opened: Opened
+) -> None:
+    """Two errors that are each other's inverse: with equal exponents their product is right."""
+    public, shares = dealt
+    sealed, expected = opened
+    n, N = public.public.n, int(public.degree.modulus)
+    honest = list(expected[2])
+    proof = proved_with_a_true_share(public, shares[1], sealed, honest)
+    assert public.verify(2, sealed, honest, proof, b"here")
+    for error in (1 + n, 1 + 5 * n, pow(public.v, 7, N)):
+        wrong = [honest[0] * error % N, honest[1] * pow(error, -1, N) % N, honest[2]]
+        proof = proved_with_a_true_share(public, shares[1], sealed, wrong)
+        assert not public.verify(2, sealed, wrong, proof, b"here")
+
+
+def test_a_verification_value_is_written_in_one_way_only(dealt: Dealt) -> None:
+    """The same residue as a larger or negative number would give the same key another id."""
+    public, _ = dealt
+    N = int(public.degree.modulus)
+    for change in (N, -N):
+        with pytest.raises(ConfigurationError, match="not a unit"):
+            dataclasses.replace(public, v=public.v + change)
+        values = (*public.verification[:-1], public.verification[-1] + change)
+        with pytest.raises(ConfigurationError, match="not a unit"):
+            dataclasses.replace(public, verification=values)
+
+
+def test_a_challenge_beyond_its_128_bits_or_below_0_proves_nothing(
+    dealt: Dealt, opened: Opened
+) -> None:
+    public, shares = dealt
+    sealed, _ = opened
+    partials, proof = shares[0].partial_with_proof(sealed, b"here")
+    for change in (1 << 128, -(1 << 128)):
+        wrong = dataclasses.replace(proof, challenge=proof.challenge + change)
+        assert not public.verify(1, sealed, partials, wrong, b"here")
