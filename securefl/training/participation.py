@@ -53,7 +53,7 @@ class Participation(Protocol):
 
     @property
     def sample_rate(self) -> float | None:
-        """The rate q if a release may be accounted as a Poisson sample of the clients; else None."""
+        """Rate q if a release may be accounted as a Poisson sample of clients; else None."""
         ...
 
     def cohort(self, round_index: int) -> tuple[int, ...]:
