@@ -108,7 +108,7 @@ class PartitionConfig(_Section):
 class ModelConfig(_Section):
     """``[model]``: the network that is trained."""
 
-    name: Literal["softmax", "mlp", "cnn26k"] = "softmax"
+    name: Literal["softmax", "mlp", "cnn26k", "cnn1m6", "scattering_linear"] = "softmax"
     activation: Literal["relu", "tanh"] = "relu"
 
 
