@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from securefl.encoding.clip import clip_by_norm, finite_float64, l2_norm
 from securefl.encoding.codec import AggregateUpdate
-from securefl.encoding.noise import draw, random_words
+from securefl.encoding.noise import CHUNK, draw, random_words
 from securefl.encoding.noise_plan import (
     MAX_INFLATION,
     Contribution,
@@ -543,10 +543,14 @@ def _round(values: NDArray[np.float64], random_bytes: Callable[[int], bytes]) ->
 
     That is v rounded down or up, up with the probability of its fraction.
     """
-    coins = (random_words(len(values), random_bytes) >> np.uint64(11)).astype(np.float64)
-    coins *= 2.0**-53
-    coins += values
-    return np.floor(coins, out=coins).astype(np.int64)
+    integers = np.empty(len(values), dtype=np.int64)
+    for start in range(0, len(values), CHUNK):
+        piece = values[start : start + CHUNK]
+        coins = (random_words(len(piece), random_bytes) >> np.uint64(11)).astype(np.float64)
+        coins *= 2.0**-53
+        coins += piece
+        integers[start : start + CHUNK] = np.floor(coins, out=coins)
+    return integers
 
 
 def _squares(integers: NDArray[np.int64]) -> int:
