@@ -52,7 +52,7 @@ from securefl.encoding.noise_plan import (
     positive,
 )
 from securefl.encoding.rotation import Rotation, block_size
-from securefl.encoding.tables import TICKS, Mechanism, noise_table
+from securefl.encoding.tables import TICKS, Mechanism, noise_table, table_bound
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, reduce_in_place, ring_dtype
 from securefl.round import AggregateSum
@@ -280,6 +280,18 @@ class NoisySpec:
     def sigma_share(self) -> float:
         """The parameter s of one discrete Gaussian share, rounded down."""
         return _below(self.share_std)
+
+    @property
+    def reach(self) -> int:
+        """Largest magnitude of one entry of one client, noise included, before it is reduced.
+
+        For sums of records: as long as a client's sum holds at most ``units`` of them. A protocol
+        that adds the numbers between -m/2 and m/2 themselves, in slots of a cryptosystem, and not
+        residues modulo m, needs ``2 * reach < modulus``: otherwise a client whose entry wraps moves
+        that sum by m, and the sum tells more than the sum.
+        """
+        one = self.l2 if self.contribution is Contribution.CLIENT else self.resolution * self.units
+        return math.ceil(one) + 1 + table_bound(self.share_ticks)
 
     @property
     def delta_slack(self) -> float:

@@ -276,6 +276,22 @@ def test_without_noise_the_mean_comes_back_within_the_rounding(spec, seed, modul
     assert by_public.weight == 2.5 * n
 
 
+@given(specs(), st.integers(0, 2**32))
+def test_no_client_reaches_further_than_stated_with_any_update_and_any_noise(spec, seed):
+    """Spikes along the rotation's own axes, all of them in one direction, and extreme words."""
+    wide = dataclasses.replace(spec, modulus=1 << 64)
+    codec, rng = NoisyCodec(wide), np.random.default_rng(seed)
+    scale = spec.clip_norm * (1 if spec.contribution == "client" else spec.units)
+    axis = np.eye(1, spec.padded, int(rng.integers(spec.padded)))[0] * scale
+    update = Rotation(dimension=spec.dimension).invert(axis, round_seed=SEED)
+    for value in (update, -update, axis[: spec.dimension]):
+        for extreme in (b"\x00", b"\xff"):
+            sent = codec.encode(value, round_seed=SEED, random_bytes=lambda n, e=extreme: e * n)
+            assert np.abs(sent.centred()).max() <= spec.reach
+    noise = noise_table(spec.mechanism, spec.share_ticks).bound
+    assert spec.reach <= scale / spec.clip_norm * spec.l2 + noise + 2
+
+
 def test_every_modulus_carries_the_same_integers():
     spec = NoisySpec.plan(**BASE, resolution=300.0)
     update = np.random.default_rng(1).normal(size=650)
