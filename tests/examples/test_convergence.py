@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
@@ -190,6 +191,19 @@ def test_the_program_writes_json_and_a_plot_and_says_by_its_code_what_it_found(
     monkeypatch.setattr(program, "setting", lambda: wrong)
     assert program.main([]) == 1
     assert "BROKEN" in capsys.readouterr().out
+
+
+def test_the_pages_table_of_drifts_is_what_is_measured(measured: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs/explanation/convergence.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| ([a-z ]+) \| (\d) \| (\.\d+) \| (\.\d+)[a-z, ]* \| (\.?\d+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == len(measured.drifts)
+    for (clients, local_steps, *numbers), d in zip(rows, measured.drifts, strict=True):
+        assert (clients, int(local_steps)) == (d.partition, d.local_steps)
+        for said, found in zip(numbers, (d.rate, d.distances[-1], d.predicted), strict=True):
+            digits = len(said.partition(".")[2])
+            assert float(said) == pytest.approx(found, abs=0.51 * 10.0**-digits)
 
 
 def test_it_starts_as_a_program(
