@@ -26,6 +26,7 @@ from rich.table import Table
 import securefl
 from securefl.config import RunConfig, load_config, load_preset, preset_names
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+from securefl.identity_cli import identity, roster
 from securefl.paillier_cli import paillier
 from securefl.plan_cli import plan
 
@@ -112,6 +113,8 @@ def train(
 
 app.command()(plan)
 app.add_typer(paillier, name="paillier")
+app.add_typer(identity, name="identity")
+app.add_typer(roster, name="roster")
 
 
 @app.command(

@@ -217,6 +217,9 @@ class AggregationConfig(_Section):
     experimental_hybrid: bool = False
     """Paillier only: encrypt short secrets of ring-LWE masks in place of the vectors. The lattice
     parameters have been neither estimated nor reviewed."""
+    opening_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Paillier only: threads in which every holder opens; default one per processor. The sums are
+    the same."""
     fidelity: Fidelity = Fidelity.PROTOCOL
 
     @property
@@ -229,6 +232,11 @@ class AggregationConfig(_Section):
         if self.experimental_hybrid and not self.encrypted:
             raise ValueError(
                 'experimental_hybrid = true belongs to protocols "paillier" and '
+                f'"paillier-threshold", found "{self.protocol}"'
+            )
+        if self.opening_threads is not None and not self.encrypted:
+            raise ValueError(
+                f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
         if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):

@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,9 @@ from securefl.modular import RingVector
 from securefl.round import AggregateSum, ClientId
 
 if TYPE_CHECKING:
-    from accounting.events import NonPrivate
+    from accounting.events import Event, NonPrivate
 
-__all__ = ["AggregateUpdate", "CodecSpec", "UpdateCodec", "Weighting", "sum_encoded"]
+__all__ = ["AggregateUpdate", "Codec", "CodecSpec", "UpdateCodec", "Weighting", "sum_encoded"]
 
 _MERSENNE_31 = (1 << 31) - 1
 _FORMAT = "securefl plain codec 1"
@@ -216,6 +216,47 @@ class AggregateUpdate:
     survivors: tuple[ClientId, ...]
 
 
+class Codec(Protocol):
+    """What every codec offers: the plain one, the one with noise, and a compressed one."""
+
+    @property
+    def dimension(self) -> int:
+        """d, coordinates of an update."""
+
+    @property
+    def modulus(self) -> int:
+        """The ring's m."""
+
+    @property
+    def length(self) -> int:
+        """Entries of an encoded vector."""
+
+    def digest(self) -> bytes:
+        """32 bytes that differ where codecs differ; part of the round's context."""
+
+    def encode(
+        self,
+        values: NDArray[np.floating[Any]],
+        *,
+        weight: int = 1,
+        round_seed: bytes = b"",
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> RingVector:
+        """One client's update as integers modulo m, to be used once."""
+
+    def decode(
+        self,
+        aggregate: AggregateSum,
+        *,
+        round_seed: bytes = b"",
+        denominator: float | None = None,
+    ) -> AggregateUpdate:
+        """The opened sum as a mean."""
+
+    def event(self, survivors: int, colluding: int = 0) -> Event:
+        """The privacy event of one opened sum, without sampling and composition."""
+
+
 class UpdateCodec:
     """Encodes updates to Z_m and decodes the opened sum, without adding noise.
 
@@ -243,6 +284,11 @@ class UpdateCodec:
         self.spec = spec
 
     @property
+    def dimension(self) -> int:
+        """d, coordinates of an update."""
+        return self.spec.dimension
+
+    @property
     def modulus(self) -> int:
         """The ring's m."""
         return self.spec.modulus
@@ -251,6 +297,10 @@ class UpdateCodec:
     def length(self) -> int:
         """Entries of an encoded vector."""
         return self.spec.length
+
+    def digest(self) -> bytes:
+        """The specification's digest; 32 bytes."""
+        return self.spec.digest()
 
     @property
     def sensitivity(self) -> float:

@@ -227,8 +227,16 @@ class LocalSGD:
         if not (math.isfinite(self.proximal) and self.proximal >= 0.0):
             raise ConfigurationError(f"proximal must be >= 0 and finite, found {self.proximal}")
 
-    def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
+    def train(
+        self,
+        start: NDArray[np.float32],
+        *,
+        round_index: int,
+        correction: NDArray[np.float32] | None = None,
+    ) -> ModelUpdate:
         """One round of local SGD from ``start``.
+
+        correction: float32[d], added to the gradient of every step (SCAFFOLD); None adds nothing.
 
         Raises:
             TrainingDiverged: if the model is no longer finite; names the client.
@@ -237,12 +245,15 @@ class LocalSGD:
         self.model.module.train()
         x, y = as_tensors(self.x, self.y)
         anchor = self.model.flat.clone()
+        drift = None if correction is None else torch.from_numpy(_writeable(correction))
         velocity: Tensor | None = None
         losses: list[float] = []
         for batch in self._batches(len(self.y), round_index):
             loss = functional.cross_entropy(self.model.module(x[batch]), y[batch])
             step = self.model.gradient(loss)
             losses.append(loss.item())
+            if drift is not None:
+                step.add_(drift)
             if self.proximal:
                 step.add_(self.model.flat - anchor, alpha=self.proximal)
             if self.momentum:
