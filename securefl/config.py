@@ -84,12 +84,32 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """``[data]``: which records, and how many are held out for the test set."""
 
-    name: Literal["digits", "breast-cancer", "mnist", "heart-disease"]
+    name: Literal["digits", "breast-cancer", "mnist", "heart-disease", "leaf"]
+    path: str | None = None
+    """For ``leaf``: the data set's folder, below the data folder."""
+    shape: tuple[PositiveInt, ...] | None = None
+    """For ``leaf``: shape of one record, if it is stored flat."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """For ``leaf``: number of labels; default the largest label and one more."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of records held out; ignored by data sets that come with a test set (mnist)."""
     split_seed: SeedInt | None = None
     """Seed of the train/test split; default: the run's own seed, so that the mean over seeds is
     also one over splits (a single small test set can be two points too easy or too hard)."""
+
+    @model_validator(mode="after")
+    def _leaf_alone_has_a_path(self) -> DataConfig:
+        given = [key for key in ("path", "shape", "classes") if getattr(self, key) is not None]
+        if self.name != "leaf" and given:
+            raise ValueError(f'{", ".join(given)}: for name = "leaf" only, found "{self.name}"')
+        if self.name == "leaf" and self.path is None:
+            raise ValueError('name = "leaf" needs path, a folder below the data folder')
+        return self
+
+    @property
+    def label(self) -> str:
+        """The data set's name, for records and reports."""
+        return self.name if self.path is None else f"{self.name}:{self.path}"
 
 
 class PartitionConfig(_Section):
