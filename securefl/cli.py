@@ -26,6 +26,7 @@ from rich.table import Table
 import securefl
 from securefl.config import RunConfig, load_config, load_preset, preset_names
 from securefl.errors import CheckpointError, ConfigurationError, DataNotFound, SecureFLError
+from securefl.identity_cli import identity, roster
 from securefl.paillier_cli import paillier
 from securefl.plan_cli import plan
 
@@ -93,6 +94,7 @@ def train(
             data_dir=data,
             resume=resume,
             on_round=on_round,
+            on_features=_tell_features,
             should_stop=should_stop,
         )
     if summary is None:
@@ -111,6 +113,8 @@ def train(
 
 app.command()(plan)
 app.add_typer(paillier, name="paillier")
+app.add_typer(identity, name="identity")
+app.add_typer(roster, name="roster")
 
 
 @app.command(
@@ -195,6 +199,13 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
 
         yield on_round
         bar.update(task, completed=total)
+
+
+def _tell_features(done: int, total: int) -> None:
+    """A line per quarter: features of MNIST take half a minute, before the first round."""
+    quarter = max(total // 4, 1)
+    if done == total or done // quarter > max(done - 8, 0) // quarter:
+        console.print(f"features of {done:,} of {total:,} images")
 
 
 def _position(settings: RunConfig, line: Mapping[str, Any]) -> int:

@@ -108,7 +108,7 @@ class PartitionConfig(_Section):
 class ModelConfig(_Section):
     """``[model]``: the network that is trained."""
 
-    name: Literal["softmax", "mlp", "cnn26k"] = "softmax"
+    name: Literal["softmax", "mlp", "cnn26k", "cnn1m6", "scattering_linear"] = "softmax"
     activation: Literal["relu", "tanh"] = "relu"
 
 
@@ -197,6 +197,9 @@ class AggregationConfig(_Section):
     experimental_hybrid: bool = False
     """Paillier only: encrypt short secrets of ring-LWE masks in place of the vectors. The lattice
     parameters have been neither estimated nor reviewed."""
+    opening_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Paillier only: threads in which every holder opens; default one per processor. The sums are
+    the same."""
     fidelity: Fidelity = Fidelity.PROTOCOL
 
     @property
@@ -209,6 +212,11 @@ class AggregationConfig(_Section):
         if self.experimental_hybrid and not self.encrypted:
             raise ValueError(
                 'experimental_hybrid = true belongs to protocols "paillier" and '
+                f'"paillier-threshold", found "{self.protocol}"'
+            )
+        if self.opening_threads is not None and not self.encrypted:
+            raise ValueError(
+                f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
         if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):

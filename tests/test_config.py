@@ -115,6 +115,9 @@ def test_values_out_of_range_are_refused_by_name(override: str, message: str) ->
         (["protocol=lightsecagg", "degree=4"], '"lightsecagg" has no neighbour graph'),
         (["protocol=paillier", "degree=4"], 'degree = 4 belongs to .* "paillier" has no'),
         (["protocol=lightsecagg", "adversary=active", "threshold=5"], "2U must exceed N . T = 10"),
+        (["opening_threads=2"], 'belongs to protocols "paillier" .* found "secagg"'),
+        (["protocol=paillier", "opening_threads=0"], "greater than or equal to 1"),
+        (["protocol=paillier", "opening_threads=257"], "less than or equal to 256"),
         (["experimental_hybrid=true"], 'belongs to protocols "paillier" .* found "secagg"'),
     ],
 )

@@ -19,6 +19,13 @@ from securefl.encoding.codec import (
     Weighting,
     sum_encoded,
 )
+from securefl.encoding.compression import (
+    CompressedCodec,
+    Compression,
+    RandomK,
+    SharedTopK,
+    Sketch,
+)
 from securefl.encoding.fixed_point import MAX_RESOLUTION, Rounding, from_steps, to_steps
 from securefl.encoding.noisy import (
     MAX_INFLATION,
@@ -37,11 +44,16 @@ __all__ = [
     "Clipped",
     "Codec",
     "CodecSpec",
+    "CompressedCodec",
+    "Compression",
     "Contribution",
     "Mechanism",
     "NoisyCodec",
     "NoisySpec",
+    "RandomK",
     "Rounding",
+    "SharedTopK",
+    "Sketch",
     "UpdateCodec",
     "Weighting",
     "clip_by_norm",

@@ -223,11 +223,13 @@ class PaillierScheme:
         trust: who opens.
         params: the crowd and the threat model.
         policy: what every client demands; the default accepts both adversaries.
+        threads: in which every holder opens; None: one per processor.
     """
 
     trust: Trust
     params: PaillierParams
     policy: ClientPolicy = _ANY_SERVER
+    threads: int | None = None
 
     @property
     def n_min(self) -> int:
@@ -292,6 +294,7 @@ class PaillierScheme:
             experimental_hybrid=self.params.hybrid,
             present=present,
             identities=identities,
+            threads=self.threads,
         )
         return Machines(server=made.server, clients=made.clients, parties=made.parties)
 
@@ -313,8 +316,12 @@ def scheme_of(config: RunConfig) -> Scheme:
         case LightSecAggParams():
             return LightSecAggScheme(params=params, policy=policy)
         case PaillierParams():
-            trust = Trust(config.aggregation.protocol)
-            return PaillierScheme(trust=trust, params=params, policy=policy)
+            return PaillierScheme(
+                trust=Trust(config.aggregation.protocol),
+                params=params,
+                policy=policy,
+                threads=config.aggregation.opening_threads,
+            )
 
 
 def secure_sum_facts(config: RunConfig) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from securefl.simulation.engine import (
 from securefl.simulation.schemes import secure_sum_facts
 from securefl.storage import lock_folder, write_durably
 from securefl.training.data import TrainTest, load
+from securefl.training.scattering import Progress, prepared
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
 
@@ -45,6 +46,7 @@ def run_sweep(
     data_dir: Path | None = None,
     resume: bool = False,
     on_round: OnRound = lambda metrics: None,
+    on_features: Progress = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, Any] | None:
     """Carries out every run of ``config`` below ``out`` and writes ``out/summary.json``.
@@ -55,6 +57,7 @@ def run_sweep(
         data_dir: folder with ``mnist/`` and ``heart_disease/``; default ``SECUREFL_DATA``.
         resume: skip finished runs, continue the one that was cut off.
         on_round: called with the metrics of every round that was carried out.
+        on_features: called with images done and images in all, where a model needs features.
         should_stop: asked between rounds.
 
     Returns:
@@ -65,7 +68,7 @@ def run_sweep(
             configuration.
         DataNotFound: if the data set is not there.
     """
-    dataset_of = _loader(config, data_dir)
+    dataset_of = _loader(config, data_dir, on_features)
     dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
     for spec in config.runs():  # an impossible target is found before anything is written
         if spec.target_epsilon is not None:
@@ -114,13 +117,16 @@ def _carry_out(
     return summary
 
 
-def _loader(config: RunConfig, data_dir: Path | None) -> Callable[[int], TrainTest]:
-    """The data set as split for a run's seed; every split is read once."""
+def _loader(
+    config: RunConfig, data_dir: Path | None, on_features: Progress
+) -> Callable[[int], TrainTest]:
+    """The data set split for a run's seed, as the model takes it; every split is read once."""
     fixed = config.data.split_seed
 
     @lru_cache(maxsize=4)
     def split(seed: int) -> TrainTest:
-        return load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        data = load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        return prepared(data, config.model.name, progress=on_features)
 
     # MNIST brings its own test set, the same for every seed.
     same = fixed if fixed is not None else (0 if config.data.name == "mnist" else None)

@@ -152,10 +152,11 @@ def test_phes_exponents_show_magnitudes_and_our_blocks_show_nothing(
             width=layout.width,
             bound=layout.bound,
             dimension=1,
+            terms=1,
             ciphertexts=(c,),
         ).to_bytes(encryptor.degree)
         assert len(block) == HEADER_BYTES + 128
-        assert block[:HEADER_BYTES].endswith(bytes([0, 0, 0, 1, 0, 0, 0, 1]))
+        assert block[:HEADER_BYTES].endswith(bytes([0, 0, 0, 1] * 3))
 
 
 def test_phe_lets_anybody_change_a_number_and_our_proof_does_not(
