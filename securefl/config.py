@@ -127,7 +127,7 @@ class PartitionConfig(Section):
 class ModelConfig(Section):
     """``[model]``: the network that is trained."""
 
-    name: Literal["softmax", "mlp", "cnn26k"] = "softmax"
+    name: Literal["softmax", "mlp", "cnn26k", "cnn1m6", "scattering_linear"] = "softmax"
     activation: Literal["relu", "tanh"] = "relu"
 
 

@@ -32,6 +32,7 @@ from securefl.simulation.engine import (
 from securefl.simulation.schemes import scheme_of, secure_sum_facts
 from securefl.storage import lock_folder, write_durably
 from securefl.training.data import Dataset, TrainTest, load
+from securefl.training.scattering import Progress, prepared
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
 
@@ -46,6 +47,7 @@ def run_sweep(
     data_dir: Path | None = None,
     resume: bool = False,
     on_round: OnRound = lambda metrics: None,
+    on_features: Progress = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, Any] | None:
     """Carries out every run of ``config`` below ``out`` and writes ``out/summary.json``.
@@ -56,6 +58,7 @@ def run_sweep(
         data_dir: folder with ``mnist/`` and ``heart_disease/``; default ``SECUREFL_DATA``.
         resume: skip finished runs, continue the one that was cut off.
         on_round: called with the metrics of every round that was carried out.
+        on_features: called with images done and images in all, where a model needs features.
         should_stop: asked between rounds.
 
     Returns:
@@ -66,7 +69,7 @@ def run_sweep(
             configuration.
         DataNotFound: if the data set is not there.
     """
-    dataset_of = _loader(config, data_dir)
+    dataset_of = _loader(config, data_dir, on_features)
     train = dataset_of(config.sweep.seeds[0]).train  # before anything is written: may be missing
     _check_targets(config, train)  # an impossible target, too
     with _claimed(config, out, resume=resume):
@@ -123,13 +126,16 @@ def _carry_out(
     return summary
 
 
-def _loader(config: RunConfig, data_dir: Path | None) -> Callable[[int], TrainTest]:
-    """The data set as split for a run's seed; every split is read once."""
+def _loader(
+    config: RunConfig, data_dir: Path | None, on_features: Progress
+) -> Callable[[int], TrainTest]:
+    """The data set split for a run's seed, as the model takes it; every split is read once."""
     fixed = config.data.split_seed
 
     @lru_cache(maxsize=4)
     def split(seed: int) -> TrainTest:
-        return load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        data = load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        return prepared(data, config.model.name, progress=on_features)
 
     # MNIST brings its own test set, the same for every seed.
     same = fixed if fixed is not None else (0 if config.data.name == "mnist" else None)

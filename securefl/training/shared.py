@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
-from securefl.training.dpsgd import clipped_gradient_sum
+from securefl.training.clipped_sum import ClippedSum
 from securefl.training.local import (
     FlatModel,
     ModelUpdate,
@@ -34,7 +34,11 @@ from securefl.training.local import (
 )
 from securefl.training.randomness import RandomBytes, poisson_sample
 
-__all__ = ["RecordSum", "RoundRandomness", "SecretParticipation"]
+__all__ = ["RECORDS_MARGIN", "RecordSum", "RoundRandomness", "SecretParticipation"]
+
+RECORDS_MARGIN = 2.0**-11
+"""Part of C that the codec needs for its own rounding (``securefl.encoding.noisy`` has the same
+number; a test compares them)."""
 
 RoundRandomness = Callable[[int], RandomBytes]
 """``f(round_index)``: the client's secret source for that round; of the system unless injected."""
@@ -55,8 +59,11 @@ class RecordSum:
         clip_norm: C > 0, norm bound of one record's gradient.
         sample_rate: q in (0, 1], of each record.
         randomness: source of the sample.
-        chunk: most records whose gradients are held at once; their float32 sum is added up in
-            float64 over chunks, so that the margin of the clipping covers all rounding.
+
+    Raises:
+        ConfigurationError: if a parameter is out of range, the model has a layer that mixes
+            records, or there are so many records that the rounding of their sum could pass the
+            margin that the codec relies on.
     """
 
     model: FlatModel
@@ -66,14 +73,22 @@ class RecordSum:
     clip_norm: float
     sample_rate: float
     randomness: RoundRandomness = _system
-    chunk: int = 64
+    _clipped: ClippedSum = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_records(self.x, self.y, client=self.client)
         check_positive("clip_norm", self.clip_norm)
         _check_rate(self.sample_rate)
-        if isinstance(self.chunk, bool) or not 1 <= self.chunk <= 64:
-            raise ConfigurationError(f"chunk must be in 1..64, found {self.chunk}")
+        clipped = ClippedSum(
+            model=self.model, input_shape=tuple(self.x.shape[1:]), clip_norm=self.clip_norm
+        )
+        object.__setattr__(self, "_clipped", clipped)
+        if clipped.sensitivity(len(self.y)) > self.clip_norm * (1.0 - RECORDS_MARGIN):
+            raise ConfigurationError(
+                f"{len(self.y)} records are too many for one client: one record could move their "
+                f"rounded sum by {clipped.sensitivity(len(self.y)):.6g}, more than clip_norm "
+                f"{self.clip_norm:g} less the codec's margin; split them over several clients"
+            )
 
     def __repr__(self) -> str:
         return (
@@ -89,13 +104,8 @@ class RecordSum:
         """
         self.model.load(start)
         sample = poisson_sample(len(self.y), self.sample_rate, self.randomness(round_index))
-        total = np.zeros(self.model.dim)
-        for first in range(0, len(sample), self.chunk):
-            part = sample[first : first + self.chunk]
-            total -= clipped_gradient_sum(
-                self.model, self.x[part], self.y[part], clip_norm=self.clip_norm, chunk=self.chunk
-            )
-        return ModelUpdate(values=total, weight=1, examples=len(self.y), steps=1)
+        total = self._clipped.of(self.x, self.y, sample).total
+        return ModelUpdate(values=-total, weight=1, examples=len(self.y), steps=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
