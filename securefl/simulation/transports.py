@@ -9,7 +9,7 @@ one ran stands in every record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from securefl.encoding.codec import sum_encoded
 from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.modular import RingVector
 from securefl.pipeline import (
     InputOf,
     Machines,
@@ -26,7 +27,7 @@ from securefl.pipeline import (
     Stopwatch,
     TransportReport,
 )
-from securefl.protocols.machine import ServerMachine
+from securefl.protocols.machine import Event, ServerMachine
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
 from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
@@ -120,6 +121,7 @@ class ProtocolTransport:
         input_of: InputOf,
         *,
         round_index: int,
+        may_open: Callable[[int], None] = lambda survivors: None,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`."""
         phases = phases_of(machines.server)
@@ -129,6 +131,12 @@ class ProtocolTransport:
         record = SessionRecord()
         # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
+
+        def after(phase: str, _events: Sequence[Event]) -> None:
+            """The survivors are fixed; the server's next frames are sent, but nobody has them."""
+            if phase == INPUT_PHASE:
+                may_open(len(machines.server.survivors.U3 or ()))
+
         try:
             aggregate = run_session(
                 machines.server,
@@ -137,6 +145,7 @@ class ProtocolTransport:
                 parties=machines.parties,
                 network=network,
                 drops=drops,
+                on_phase=after,
                 record=record,
             ).aggregate
         except BelowThreshold:
@@ -158,11 +167,14 @@ class EncodedTransport:
         plan: who vanishes when.
         threshold: fewest clients alive in every phase, as in the protocol.
         clients_open: whether the protocol needs that many clients after the inputs too.
+        finish: what becomes of a sum before it counts as opened, from the sum, the number of its
+            survivors and the round; where one draw of noise takes the place of all shares, adds it.
     """
 
     plan: DropPlan
     threshold: int
     clients_open: bool = True
+    finish: Callable[[RingVector, int, int], RingVector] = lambda total, _survivors, _round: total
     protocol: str = "none (encoded integers summed in clear)"
 
     def carry(
@@ -171,6 +183,7 @@ class EncodedTransport:
         input_of: InputOf,
         *,
         round_index: int,
+        may_open: Callable[[int], None] = lambda survivors: None,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`; the machines only say who takes part."""
         present = tuple(machines.clients)
@@ -181,7 +194,11 @@ class EncodedTransport:
         vectors = {client: input_of(client) for client in senders}
         if any(alive[phase] < self.threshold for phase in PHASES[2 : 3 + self.clients_open]):
             return _nothing(frozenset(senders))
-        total = sum_encoded(list(vectors.values()))
+        try:
+            may_open(len(senders))
+        except BelowThreshold:
+            return _nothing(frozenset(senders))
+        total = self.finish(sum_encoded(list(vectors.values())), len(senders), round_index)
         return TransportReport(
             aggregate=AggregateSum(
                 vector=total,
