@@ -21,14 +21,16 @@ from securefl.pipeline import (
     InputOf,
     Machines,
     Participant,
+    Peers,
     RoundOutcome,
     RoundStatus,
     Stopwatch,
     TransportReport,
 )
-from securefl.protocols.machine import ServerMachine
+from securefl.protocols.machine import PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
+from securefl.simulation.peers import run_peers
 from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
 from securefl.training.apply import ServerOptimiser
 from securefl.training.local import ModelUpdate
@@ -40,6 +42,7 @@ __all__ = [
     "ProtocolTransport",
     "float_round",
     "phases_of",
+    "phases_of_peers",
 ]
 
 PHASES = ("advertise_keys", "share_keys", INPUT_PHASE, "unmasking")
@@ -89,6 +92,12 @@ class DropPlan:
         return counts
 
 
+def phases_of_peers(peer: PeerMachine) -> Mapping[str, str]:
+    """The same without a server: the inputs go out in the second phase, as shares."""
+    first, shares, *_, last = peer.phases
+    return dict(zip(PHASES, (first, shares, shares, last), strict=True))
+
+
 def phases_of(server: ServerMachine) -> Mapping[str, str]:
     """The phase of this session in which each moment of :data:`PHASES` falls.
 
@@ -116,13 +125,17 @@ class ProtocolTransport:
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`."""
-        phases = phases_of(machines.server)
+        phases = (
+            phases_of_peers(next(iter(machines.clients.values())))
+            if isinstance(machines, Peers)
+            else phases_of(machines.server)
+        )
         drops: dict[str, tuple[ClientId, ...]] = {}
         for moment, gone in self.plan.drops(round_index, tuple(machines.clients)).items():
             drops[phases[moment]] = (*drops.get(phases[moment], ()), *gone)
@@ -130,15 +143,20 @@ class ProtocolTransport:
         # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
         try:
-            aggregate = run_session(
-                machines.server,
-                machines.clients,
-                input_of,
-                parties=machines.parties,
-                network=network,
-                drops=drops,
-                record=record,
-            ).aggregate
+            if isinstance(machines, Peers):
+                aggregate = run_peers(
+                    machines.clients, input_of, network=network, drops=drops, record=record
+                ).aggregate
+            else:
+                aggregate = run_session(
+                    machines.server,
+                    machines.clients,
+                    input_of,
+                    parties=machines.parties,
+                    network=network,
+                    drops=drops,
+                    record=record,
+                ).aggregate
         except BelowThreshold:
             aggregate = None
         # What witnesses and holders of keys send is not a client's cost.
@@ -167,7 +185,7 @@ class EncodedTransport:
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
