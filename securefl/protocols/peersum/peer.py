@@ -331,6 +331,8 @@ class PeerSumPeer:
         if self._accepted.get((kind, v)) == digest:
             return []
         if self._phase is Phase.ABORTED:
+            if kind is MessageType.ABORT:  # whoever gives up together tells each other
+                return []
             raise self._end.unexpected(v, f"{kind.name} after the session was aborted")
         if not self._end.signed_by(parsed, v):
             return [self._ignored(v, Reason.INVALID_SIGNATURE)]

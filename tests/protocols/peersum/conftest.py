@@ -39,6 +39,7 @@ class Bench:
     sent: dict[tuple[ClientId, ClientId, MessageType], bytes] = field(default_factory=dict)
     events: dict[ClientId, list[Event]] = field(default_factory=dict)
     errors: dict[ClientId, Exception] = field(default_factory=dict)
+    refused: list[tuple[ClientId, Exception]] = field(default_factory=list)
     gone: set[ClientId] = field(default_factory=set)
 
     def emit(self, u: ClientId, out: Iterable[Any]) -> None:
@@ -60,7 +61,7 @@ class Bench:
             try:
                 out = self.peers[v].receive(changed, u)
             except PeerProtocolError as error:
-                self.errors[v] = error
+                self.refused.append((v, error))
             else:
                 self.emit(v, out)
 

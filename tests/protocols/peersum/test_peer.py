@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_a_peer_checks_the_configuration_itself(kit: Any) -> None:
         ({"adversary": type(bench.config.adversary).SEMI_HONEST}, loose),
         ({}, ClientPolicy(gamma=0, n_min=6)), ({}, ClientPolicy(gamma="1/3")),
     ):  # fmt: skip
-        config = __import__("dataclasses").replace(bench.config, **changes)
+        config = replace(bench.config, **changes)
         with pytest.raises(ConfigurationError):
             PeerSumPeer(ONE, config, policy=policy, **common)
     for wrong in (
@@ -312,7 +313,11 @@ def test_malformed_bodies_drop_whoever_signed_them(kit: Any, kind: MessageType) 
     with pytest.raises(UnexpectedMessage, match="dropped before"):
         bench.peers[ONE].receive(bench.sent[SIX, ONE, kind], SIX)
     bench.finish()
-    assert len(bench.opened()) >= 5  # the others have enough without it
+    if kind is MessageType.ADVERTISE_KEYS:  # 1 and 6 do not hear each other: two dealers fewer
+        assert not bench.opened()
+        assert {type(error) for error in bench.errors.values()} == {BelowThreshold}
+    else:
+        assert len(bench.opened()) >= 5  # the others have enough without it
 
 
 def test_a_public_key_of_small_order_drops_its_owner(kit: Any) -> None:
@@ -393,8 +398,6 @@ def test_signatures_that_do_not_count(kit: Any) -> None:
     }  # fmt: skip
     for name, (alive, signature) in cases.items():
         body = Confirm(alive=np.array(alive), signature=signature).encode()
-        fresh = kit.make(6, D=1, random_of=None)
-        del fresh
         one = bench.peers[ONE]
         before = {k: dict(v) for k, v in one._ballots.by_list.items()}
         (event,) = one._on_confirm(TWO, Confirm.decode(body, n=6))
@@ -427,7 +430,7 @@ def test_two_signed_lists_are_proved_to_anybody_and_one_sum_is_opened_all_the_sa
         {"statements": (first, b"something else")},
     ):
         with pytest.raises(ConfigurationError):
-            check_signed_twice(__import__("dataclasses").replace(proof, **wrong), bench.directory)
+            check_signed_twice(replace(proof, **wrong), bench.directory)
 
 
 def test_a_second_confirm_is_evidence_whenever_it_comes(kit: Any) -> None:
@@ -449,7 +452,7 @@ def test_no_sum_of_shares_counts_for_another_list(kit: Any) -> None:
     bench = kit.make(6, D=1)
     bench.to("reveal_sum")
     real = RevealSum.decode(body_of(bench.sent[SIX, ONE, MessageType.REVEAL_SUM]), n=6, m=4)
-    other = __import__("dataclasses").replace(real, alive=np.array([True] * 5 + [False]))
+    other = replace(real, alive=np.array([True] * 5 + [False]))
     forged = bench.forged(SIX, ONE, MessageType.REVEAL_SUM, other.encode())
     bench.deliver(lambda u, v, f: forged if (u, v) == (SIX, ONE) else f)
     assert SIX not in bench.peers[ONE]._secrets.sums
@@ -462,7 +465,7 @@ def test_no_sum_of_shares_counts_for_another_list(kit: Any) -> None:
 def lie_about_the_sum(bench: Any, *liars: ClientId) -> None:
     for u in liars:
         total = bench.peers[u]._secrets.shares[u].copy()
-        bench.peers[u]._secrets.shares[u] = (total + 1) % np.uint32(PRIME)
+        bench.peers[u]._secrets.shares[u] = (total + np.uint32(u * u)) % np.uint32(PRIME)
 
 
 def test_wrong_sums_of_shares_are_left_out_and_their_holders_named(kit: Any) -> None:
