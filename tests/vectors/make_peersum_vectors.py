@@ -244,14 +244,12 @@ def bad_twins(config: RoundConfig) -> dict[str, dict[str, Any]]:
     recorder.deliver(lambda u, v: v == ONE and u == TWO)
     recorder.do("close_phase", ONE)
     twins["one_signature_short"] = recorder.document
-    recorder = PeerRecorder(config).to("share_input")
+    recorder = PeerRecorder(config).to("advertise_keys")
     late = next(f for u, v, f in recorder.wire if (u, v) == (TWO, ONE))
     recorder.deliver(lambda u, v: (u, v) == (TWO, ONE))
-    held = [p for p in recorder.machines if p != LOST]
-    for u in held:
-        recorder.do("close_phase", u)
+    recorder.do("close_phase", ONE)
     recorder.do("receive", ONE, late)
-    twins["share_late"] = recorder.document
+    twins["key_late"] = recorder.document
     return twins
 
 
