@@ -162,8 +162,8 @@ def secure_sum(
             the sum of all vectors must fit a slot of 62 bits.
         processes: worker processes in which the server expands masks, 1..256; 1 has none, and must
             be 1 with Paillier and "peersum", which have no masks. The sum is the same. Pays off for
-            many dropouts and long vectors. Workers import the calling script, which therefore needs an
-            ``if __name__ == "__main__":`` guard.
+            many dropouts and long vectors. Workers import the calling script, which therefore needs
+            an ``if __name__ == "__main__":`` guard.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
