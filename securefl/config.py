@@ -36,6 +36,7 @@ from securefl.errors import ConfigurationError
 if TYPE_CHECKING:
     from securefl.protocols.lightsecagg.params import LightSecAggParams
     from securefl.protocols.paillier.params import PaillierParams
+    from securefl.protocols.peersum.params import PeerSumParams
     from securefl.protocols.secagg.params import SecAggParams
     from securefl.round import ThreatModel
 
@@ -218,15 +219,16 @@ class EncodingConfig(Section):
 class AggregationConfig(Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold"] = (
-        "secagg"
-    )
+    protocol: Literal[
+        "secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold", "peersum"
+    ] = "secagg"
     """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
     on a random ring; ``lightsecagg``: coded shares of one mask per client; ``paillier``: encrypted
-    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open."""
+    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open;
+    ``peersum``: no server, every peer shares its vector with every other."""
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     """``active``: the server may also lie, to each client in another way. With Paillier it always
-    may, whatever stands here."""
+    may, and in peersum the peers always may, whatever stands here."""
     threshold: Annotated[int, Field(ge=3)] | None = None
     """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
     degree: Annotated[int, Field(ge=2)] | None = None
@@ -258,7 +260,8 @@ class AggregationConfig(Section):
                 f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
-        if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):
+        unjoined = self.encrypted or self.protocol in ("lightsecagg", "peersum")
+        if self.degree is not None and unjoined:
             raise ValueError(
                 f'degree = {self.degree} belongs to protocol "secagg+"; "{self.protocol}" has no '
                 "neighbour graph"
@@ -457,7 +460,7 @@ class RunConfig(Section):
     @property
     def _most_bits(self) -> int:
         # Loaded late, here and below: naming the presets must not load ciphers.
-        if self.aggregation.protocol == "lightsecagg":
+        if self.aggregation.protocol in ("lightsecagg", "peersum"):
             from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
 
             return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
@@ -469,7 +472,7 @@ class RunConfig(Section):
             )
         return 64
 
-    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams:
+    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams:
         """Thresholds, colluders, graph and what follows, for every round of every run.
 
         Raises:
@@ -487,6 +490,12 @@ class RunConfig(Section):
                 dropped=clients - self.threshold,
                 b=self.bits,
                 hybrid=wanted.experimental_hybrid,
+            )
+        if wanted.protocol == "peersum":
+            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415
+
+            return PeerSumParams.of(
+                clients, corrupt=self.assumed_corrupt, dropped=clients - self.threshold
             )
         threat = ThreatModel(
             adversary=Adversary.ACTIVE if wanted.adversary == "active" else Adversary.SEMI_HONEST,
