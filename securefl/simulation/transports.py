@@ -111,6 +111,18 @@ def phases_of(server: ServerMachine) -> Mapping[str, str]:
     return dict(zip(PHASES, (phases[0], before, INPUT_PHASE, phases[-1]), strict=True))
 
 
+def _before_opening(
+    server: ServerMachine, may_open: Callable[[int], None]
+) -> Callable[[str, Sequence[Event]], None]:
+    """Asks once the survivors are fixed: the server's next frames are sent, but nobody has them."""
+
+    def after(phase: str, _events: Sequence[Event]) -> None:
+        if phase == INPUT_PHASE:
+            may_open(len(server.survivors.U3 or ()))
+
+    return after
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTransport:
     """The in-memory network with the real machines; clients vanish as planned.
@@ -145,11 +157,6 @@ class ProtocolTransport:
         # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
 
-        def after(phase: str, _events: Sequence[Event]) -> None:
-            """The survivors are fixed; the server's next frames are sent, but nobody has them."""
-            if phase == INPUT_PHASE:
-                may_open(len(machines.server.survivors.U3 or ()))
-
         try:
             if isinstance(machines, Peers):
                 aggregate = run_peers(
@@ -168,7 +175,7 @@ class ProtocolTransport:
                     parties=machines.parties,
                     network=network,
                     drops=drops,
-                    on_phase=after,
+                    on_phase=_before_opening(machines.server, may_open),
                     record=record,
                 ).aggregate
         except BelowThreshold:
