@@ -57,7 +57,7 @@ def traffic(shape: SessionShape, *, dropped: int = 0) -> Traffic:
         ConfigurationError: if they leave fewer than two.
 
     >>> traffic(SessionShape(n=10, m=100_000)).upload_bytes
-    7212744
+    7212564
     """
     n, m, alive = shape.n, shape.m, shape.n - dropped
     if not 0 <= dropped <= n - 2:
