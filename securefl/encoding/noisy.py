@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from securefl.encoding.clip import clip_by_norm, finite_float64, l2_norm
 from securefl.encoding.codec import AggregateUpdate
-from securefl.encoding.noise import draw, random_words
+from securefl.encoding.noise import CHUNK, draw, random_words
 from securefl.encoding.noise_plan import (
     MAX_INFLATION,
     Contribution,
@@ -52,7 +52,7 @@ from securefl.encoding.noise_plan import (
     positive,
 )
 from securefl.encoding.rotation import Rotation, block_size
-from securefl.encoding.tables import TICKS, Mechanism, noise_table
+from securefl.encoding.tables import TICKS, Mechanism, noise_table, table_bound
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, reduce_in_place, ring_dtype
 from securefl.round import AggregateSum
@@ -282,6 +282,18 @@ class NoisySpec:
         return _below(self.share_std)
 
     @property
+    def reach(self) -> int:
+        """Largest magnitude of one entry of one client, noise included, before it is reduced.
+
+        For sums of records: as long as a client's sum holds at most ``units`` of them. A protocol
+        that adds the numbers between -m/2 and m/2 themselves, in slots of a cryptosystem, and not
+        residues modulo m, needs ``2 * reach < modulus``: otherwise a client whose entry wraps moves
+        that sum by m, and the sum tells more than the sum.
+        """
+        one = self.l2 if self.contribution is Contribution.CLIENT else self.resolution * self.units
+        return math.ceil(one) + 1 + table_bound(self.share_ticks)
+
+    @property
     def delta_slack(self) -> float:
         """Probability per release that is charged to delta besides the event.
 
@@ -448,8 +460,13 @@ class NoisyCodec:
             integers = self._round_until_short(turned, random_bytes)
         else:
             integers = _round(turned, random_bytes)
-        integers += draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, random_bytes)
+        integers += self._share(random_bytes)
         return _reduced(integers, spec.modulus)
+
+    def _share(self, random_bytes: Callable[[int], bytes]) -> NDArray[np.int64]:
+        """This client's noise; int64[D], fresh."""
+        spec = self.spec
+        return draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, random_bytes)
 
     def encode_zero(
         self, *, round_seed: bytes = b"", random_bytes: Callable[[int], bytes] = os.urandom
@@ -543,10 +560,14 @@ def _round(values: NDArray[np.float64], random_bytes: Callable[[int], bytes]) ->
 
     That is v rounded down or up, up with the probability of its fraction.
     """
-    coins = (random_words(len(values), random_bytes) >> np.uint64(11)).astype(np.float64)
-    coins *= 2.0**-53
-    coins += values
-    return np.floor(coins, out=coins).astype(np.int64)
+    integers = np.empty(len(values), dtype=np.int64)
+    for start in range(0, len(values), CHUNK):
+        piece = values[start : start + CHUNK]
+        coins = (random_words(len(piece), random_bytes) >> np.uint64(11)).astype(np.float64)
+        coins *= 2.0**-53
+        coins += piece
+        integers[start : start + CHUNK] = np.floor(coins, out=coins)
+    return integers
 
 
 def _squares(integers: NDArray[np.int64]) -> int:
