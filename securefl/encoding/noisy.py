@@ -159,8 +159,13 @@ class NoisyCodec:
             integers = self._round_until_short(turned, random_bytes)
         else:
             integers = _round(turned, random_bytes)
-        integers += draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, random_bytes)
+        integers += self._share(random_bytes)
         return _reduced(integers, spec.modulus)
+
+    def _share(self, random_bytes: Callable[[int], bytes]) -> NDArray[np.int64]:
+        """This client's noise; int64[D], fresh."""
+        spec = self.spec
+        return draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, random_bytes)
 
     def encode_zero(
         self, *, round_seed: bytes = b"", random_bytes: Callable[[int], bytes] = os.urandom

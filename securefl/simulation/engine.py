@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import accounting
-from securefl.config import Fidelity, RunConfig, RunSpec
-from securefl.encoding.codec import CodecSpec, UpdateCodec, Weighting
+from securefl.config import Fidelity, Mode, RunConfig, RunSpec
+from securefl.encoding.codec import Codec, CodecSpec, UpdateCodec, Weighting
 from securefl.encoding.fixed_point import Rounding
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
@@ -37,7 +37,10 @@ from securefl.simulation.checkpoint import (
     latest_checkpoint,
     write_checkpoint,
 )
-from securefl.simulation.schemes import scheme_of
+from securefl.simulation.insecure import InsecureRandomness
+from securefl.simulation.plans import ADJACENCY, PrivacyPlan, SharedPlan
+from securefl.simulation.schemes import Scheme, scheme_of
+from securefl.simulation.shared import SharedRun
 from securefl.simulation.transports import (
     DropPlan,
     EncodedTransport,
@@ -65,77 +68,17 @@ __all__ = [
     "Engine",
     "PrivacyPlan",
     "RunResult",
+    "make_model",
     "make_partition",
+    "make_plan",
     "read_metrics",
 ]
 
 METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
 CHECKPOINTS, LEDGERS = "checkpoints", "ledgers"
-ADJACENCY, UNIT = accounting.Adjacency.ZERO_OUT, accounting.Unit.RECORD
+UNIT = accounting.Unit.RECORD
 
 OnRound = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
-    """What every client of a private run agreed to, and the noise that follows from it.
-
-    Attributes:
-        epsilon, delta: the guarantee for one record of one client, for the whole run.
-        round_event: what one client's update of one round releases.
-        noise_multiplier: of every step.
-        order: the order at which the ledgers count.
-        planned: digest (hex) of the event of the whole run.
-        digest: 32 bytes; part of every round's context.
-    """
-
-    epsilon: float
-    delta: float
-    round_event: accounting.Event
-    noise_multiplier: float
-    order: float
-    planned: str
-    digest: bytes
-
-    @classmethod
-    def calibrate(cls, config: RunConfig, epsilon: float) -> PrivacyPlan:
-        """The least noise with which all rounds of ``config`` fit (epsilon, delta)."""
-        dp = config.local_dp
-
-        def steps(noise_multiplier: float, count: int) -> accounting.Event:
-            gaussian = accounting.Gaussian(noise_multiplier=noise_multiplier)
-            step = accounting.Poisson(sample_rate=dp.sample_rate, event=gaussian)
-            return accounting.Repeat(event=step, count=count)
-
-        total = dp.steps_per_round * config.training.rounds
-        found = accounting.calibrate(
-            lambda z: steps(z, total),
-            epsilon,
-            dp.delta,
-            adjacency=ADJACENCY,
-        )
-        event = steps(found.value, dp.steps_per_round)
-        planned = accounting.digest(steps(found.value, total))
-        promise = {
-            "epsilon": epsilon,
-            "delta": dp.delta,
-            "adjacency": ADJACENCY.value,
-            "unit": UNIT.value,
-            "planned": planned,
-            "clip_norm": dp.clip_norm,
-        }
-        order = found.achieved.order
-        if order is None:
-            raise ConfigurationError(f"no order of the accountant attains epsilon {epsilon:g}")
-        return cls(
-            epsilon=epsilon,
-            delta=dp.delta,
-            round_event=event,
-            noise_multiplier=found.value,
-            order=order,
-            planned=planned,
-            digest=hashlib.sha256(json.dumps(promise, sort_keys=True).encode()).digest(),
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,6 +117,8 @@ class Engine:
         dataset: train and test records.
         on_round: called with the metrics of every round that was carried out.
         should_stop: asked between rounds; True leaves a state that can be resumed.
+        insecure: repeatable coins, for tests of modes that share their noise; the run's ledger is
+            marked, and its report refuses to state a guarantee.
 
     Raises:
         ConfigurationError: if the configuration does not fit the data.
@@ -188,41 +133,51 @@ class Engine:
         dataset: TrainTest,
         on_round: OnRound = lambda metrics: None,
         should_stop: Callable[[], bool] = lambda: False,
+        insecure: InsecureRandomness | None = None,
     ) -> None:
         limit_threads()
         self.config, self.spec, self.folder, self.dataset = config, spec, folder, dataset
         self._on_round, self._should_stop = on_round, should_stop
         self.partition = make_partition(config, spec.seed, dataset.train)
         self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
-        self.plan = (
-            None
-            if spec.target_epsilon is None
-            else PrivacyPlan.calibrate(config, spec.target_epsilon)
-        )
-        self.model = FlatModel(
-            models.build(
-                config.model.name,
-                input_shape=dataset.train.input_shape,
-                classes=dataset.train.classes,
-                seed=spec.seed,
-                activation=(
-                    config.model.activation if self.plan is None else config.local_dp.activation
-                ),
-            )
-        )
+        self.model = make_model(config, spec, dataset.train)
         self.scheme = scheme_of(config)
-        self.codec = UpdateCodec(self._codec_spec())
-        self.optimiser = make_optimiser(config, self.model.dim)
-        self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
-        self.transport = (
-            ProtocolTransport(plan=self.drops, protocol=self.scheme.name)
-            if config.aggregation.fidelity is Fidelity.PROTOCOL
-            else EncodedTransport(
-                plan=self.drops,
-                threshold=self.scheme.n_min,
-                clients_open=self.scheme.clients_open,
-            )
+        plan = make_plan(config, spec, self.scheme, self.model.dim, len(dataset.train))
+        self.plan = plan if isinstance(plan, PrivacyPlan) else None
+        self.shared = (
+            SharedRun(config, plan, insecure=insecure) if isinstance(plan, SharedPlan) else None
         )
+        if insecure is not None and self.shared is None:
+            raise ConfigurationError(
+                f"repeatable coins are for modes that share their noise, found {spec.mode.value}"
+            )
+        self._plain_codec = UpdateCodec(self._codec_spec())
+        self.rounds = (
+            config.training.rounds if self.shared is None else self.shared.plan.most_rounds
+        )
+        self.optimiser = make_optimiser(config, spec.mode, self.model.dim)
+        self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
+        self.transport = self._transport()
+
+    def _transport(self) -> ProtocolTransport | EncodedTransport:
+        fidelity = self.config.aggregation.fidelity
+        if fidelity is Fidelity.PROTOCOL:
+            return ProtocolTransport(plan=self.drops, protocol=self.scheme.name)
+        plain = EncodedTransport(
+            plan=self.drops, threshold=self.scheme.n_min, clients_open=self.scheme.clients_open
+        )
+        if fidelity is not Fidelity.AGGREGATE or self.shared is None:
+            return plain
+        return replace(
+            plain,
+            finish=self.shared.finish,
+            protocol="none (bare integers summed in clear, one draw of noise)",
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the next round."""
+        return self._plain_codec if self.shared is None else self.shared.codec
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -253,7 +208,7 @@ class Engine:
         return RunResult(spec=self.spec, stopped=stopped, summary=summary)
 
     def _rounds(self, state: _State, participants: Mapping[ClientId, Participant]) -> str:
-        while state.next_round < self.config.training.rounds:
+        while state.next_round < self.rounds:
             if self._should_stop():
                 return "interrupted"
             try:
@@ -276,6 +231,8 @@ class Engine:
         return "rounds"
 
     def _round(self, state: _State, participants: Mapping[ClientId, Participant]) -> RoundOutcome:
+        if self.shared is not None:
+            return self._shared_round(self.shared, state, participants)
         if self.config.aggregation.fidelity is Fidelity.FLOAT:
             return float_round(
                 round_index=state.next_round,
@@ -283,7 +240,7 @@ class Engine:
                 participants=participants,
                 plan=self.drops,
                 threshold=self.scheme.n_min,
-                weighted=self.codec.spec.weighting is Weighting.WEIGHTED,
+                weighted=self._plain_codec.spec.weighting is Weighting.WEIGHTED,
                 optimiser=self.optimiser,
             )
         return private_round(
@@ -297,11 +254,42 @@ class Engine:
             plan_digest=b"" if self.plan is None else self.plan.digest,
         )
 
+    def _shared_round(
+        self,
+        shared: SharedRun,
+        state: _State,
+        participants: Mapping[ClientId, Participant],
+    ) -> RoundOutcome:
+        if self.config.aggregation.fidelity is Fidelity.FLOAT:
+            raise ConfigurationError(
+                "fidelity = float is a baseline without privacy and charges no ledger; "
+                "use it with mode none only"
+            )
+        codec = shared.codec
+        outcome = private_round(
+            round_index=state.next_round,
+            vector=state.vector,
+            participants=participants,
+            scheme=self.scheme,
+            codec=codec,
+            optimiser=self.optimiser,
+            transport=self.transport,
+            plan_digest=shared.plan.digest,
+            population=shared.budget,
+            denominator=shared.plan.denominator,
+            noise_source=shared.noise_source,
+        )
+        if outcome.status is RoundStatus.OK:
+            shared.advance(codec)
+        return outcome
+
     # -- what a run is made of -------------------------------------------------------------------
 
     def _participants(self, state: _State, stack: ExitStack) -> Mapping[ClientId, Participant]:
         # Identities last as long as the process: nobody but this process could check older ones.
         active = self.scheme.adversary is Adversary.ACTIVE
+        if self.shared is not None:
+            self.shared.open(self.folder / LEDGERS, state.ledger_heads, stack)
         return {
             client: Participant(
                 client=client,
@@ -314,6 +302,8 @@ class Engine:
 
     def _trainer(self, client: ClientId) -> Trainer:
         records = self.dataset.train.subset(self.partition.indices[client])
+        if self.shared is not None:
+            return self.shared.trainer(client, records, self.model, self.spec.seed)
         common: dict[str, Any] = {
             "model": self.model,
             "x": records.x,
@@ -352,7 +342,7 @@ class Engine:
             return None
         path = self.folder / LEDGERS / f"client-{client}.sqlite"
         header = accounting.LedgerHeader(
-            population=f"{self.config.data.name}/client-{client}",
+            population=f"{self.config.data.label}/client-{client}",
             unit=UNIT,
             adjacency=ADJACENCY,
             epsilon=self.plan.epsilon,
@@ -414,15 +404,18 @@ class Engine:
             "dropped": {phase: len(clients) for phase, clients in dropped.items()},
             "loss": loss,
             "accuracy": accuracy,
-            "epsilon": _largest_epsilon(participants),
+            "epsilon": self._epsilon(participants),
             "bytes_up": sum(outcome.bytes_up.values()),
             "bytes_down": sum(outcome.bytes_down.values()),
             "bytes_up_per_client": sum(outcome.bytes_up.values()) / len(self.clients),
             "bytes_down_per_client": sum(outcome.bytes_down.values()) / len(self.clients),
             "update_norm": _norm(outcome.mean_update),
-            "clipped_fraction": None if self.plan else self._clipped_fraction(outcome),
+            "clipped_fraction": (
+                self._clipped_fraction(outcome) if self.spec.mode is Mode.NONE else None
+            ),
             "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
             "fidelity": self.config.aggregation.fidelity.value,
+            **({} if self.shared is None else self.shared.metrics()),
         }
         path = self.folder / METRICS
         with path.open("a", encoding="utf-8") as file:
@@ -430,6 +423,12 @@ class Engine:
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that says this round is done
         self._on_round(line)
+
+    def _epsilon(self, participants: Mapping[ClientId, Participant]) -> float | None:
+        """What the ledgers charge so far; None without differential privacy."""
+        if self.shared is not None:
+            return self.shared.epsilon()
+        return _largest_epsilon(participants)
 
     def _evaluate(self, vector: NDArray[np.float32]) -> tuple[float | None, float]:
         """Test loss (None if it overflows) and accuracy of a model."""
@@ -461,12 +460,12 @@ class Engine:
             "target_epsilon": self.spec.target_epsilon,
             "seed": self.spec.seed,
             "stopped": stopped,
-            "status": "ok" if stopped == "rounds" else stopped,
+            "status": "ok" if self._as_planned(state, stopped) else stopped,
             "rounds": state.next_round,
             "rounds_lost": sum(line["status"] != RoundStatus.OK for line in lines),
             "accuracy": accuracy,
             "loss": loss,
-            "epsilon": _largest_epsilon(participants),
+            "epsilon": self._epsilon(participants),
             "dropped": sum(sum(line["dropped"].values()) for line in lines),
             "bytes_up_per_client": sum(line["bytes_up_per_client"] for line in lines),
             "bytes_down_per_client": sum(line["bytes_down_per_client"] for line in lines),
@@ -474,12 +473,7 @@ class Engine:
             "parameters": self.model.dim,
             "model_sha256": hashlib.sha256(state.vector.astype("<f4").tobytes()).hexdigest(),
             "partition_digest": self.partition.digest().hex(),
-            "codec": {
-                "bits": self.config.bits,
-                "modulus": self.codec.modulus,
-                "steps_per_clip_norm": self.codec.spec.resolution,
-                "digest": self.codec.spec.digest().hex(),
-            },
+            "codec": self._codec_facts(),
             "fidelity": self.config.aggregation.fidelity.value,
             "protocol": self.transport.protocol,
             **self.scheme.facts(),
@@ -504,7 +498,28 @@ class Engine:
                     for client, budget in _budgets(participants)
                 ],
             }
+        if self.shared is not None:
+            summary |= self.shared.summary()
         return summary
+
+    def _as_planned(self, state: _State, stopped: str) -> bool:
+        """Whether a run ended as it was meant to: a shared budget is there to be used up."""
+        if self.shared is None:
+            return stopped == "rounds"
+        section = self.config.noise_shares(self.spec.mode)
+        used_up = section.stop == "budget" and stopped == "budget" and state.next_round > 0
+        return stopped == "rounds" or used_up
+
+    def _codec_facts(self) -> dict[str, Any]:
+        if self.shared is not None:
+            return self.shared.codec_facts()
+        spec = self._plain_codec.spec
+        return {
+            "bits": self.config.bits,
+            "modulus": spec.modulus,
+            "steps_per_clip_norm": spec.resolution,
+            "digest": spec.digest().hex(),
+        }
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -535,6 +550,8 @@ class Engine:
                 )
         arrays = dict(checkpoint.arrays)
         vector = arrays.pop("model")
+        if self.shared is not None:
+            self.shared.restore(arrays)
         self.optimiser.load_state_dict(
             {name.removeprefix("optimiser/"): value for name, value in arrays.items()}
         )
@@ -549,7 +566,7 @@ class Engine:
     def _save(self, state: _State, participants: Mapping[ClientId, Participant]) -> None:
         state.ledger_heads = {
             str(client): str(budget.ledger.head) for client, budget in _budgets(participants)
-        }
+        } | ({} if self.shared is None else self.shared.heads())
         optimiser = self.optimiser.state_dict()
         write_checkpoint(
             self.folder / CHECKPOINTS,
@@ -563,6 +580,7 @@ class Engine:
                 arrays={
                     "model": state.vector,
                     **{f"optimiser/{name}": value for name, value in optimiser.items()},
+                    **({} if self.shared is None else self.shared.state()),
                 },
             ),
         )
@@ -613,9 +631,45 @@ def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
             return parts
 
 
-def make_optimiser(config: RunConfig, dimension: int) -> ServerOptimiser:
+def make_model(config: RunConfig, spec: RunSpec, train: Dataset) -> FlatModel:
+    """The model that a run starts from."""
+    return FlatModel(
+        models.build(
+            config.model.name,
+            input_shape=train.input_shape,
+            classes=train.classes,
+            seed=spec.seed,
+            activation=config.activation(spec.mode),
+        )
+    )
+
+
+def make_plan(
+    config: RunConfig, spec: RunSpec, scheme: Scheme, dimension: int, records: int
+) -> PrivacyPlan | SharedPlan | None:
+    """What the clients of a run agree to; None without differential privacy.
+
+    Raises:
+        accounting.CalibrationError: if no noise attains the target.
+        ConfigurationError: if the protocol cannot carry the noise.
+    """
+    if spec.target_epsilon is None:
+        return None
+    if not spec.mode.shares_noise:
+        return PrivacyPlan.calibrate(config, spec.target_epsilon)
+    return SharedPlan.calibrate(
+        config,
+        spec.mode,
+        spec.target_epsilon,
+        dimension=dimension,
+        records=records,
+        scheme=scheme,
+    )
+
+
+def make_optimiser(config: RunConfig, mode: Mode, dimension: int) -> ServerOptimiser:
     """The server's optimiser."""
-    server = config.server
+    server = config.noise_shares(mode) if mode.shares_noise else config.server
     if server.optimizer == "adam":
         return ServerOptimiser.adam(dimension, learning_rate=server.learning_rate)
     return ServerOptimiser.sgd(
