@@ -36,6 +36,7 @@ from securefl.errors import ConfigurationError
 if TYPE_CHECKING:
     from securefl.protocols.lightsecagg.params import LightSecAggParams
     from securefl.protocols.paillier.params import PaillierParams
+    from securefl.protocols.peersum.params import PeerSumParams
     from securefl.protocols.secagg.params import SecAggParams
     from securefl.round import ThreatModel
 
@@ -103,12 +104,32 @@ class Fidelity(StrEnum):
 class DataConfig(Section):
     """``[data]``: which records, and how many are held out for the test set."""
 
-    name: Literal["digits", "breast-cancer", "mnist", "heart-disease"]
+    name: Literal["digits", "breast-cancer", "mnist", "heart-disease", "leaf"]
+    path: str | None = None
+    """For ``leaf``: the data set's folder, below the data folder."""
+    shape: tuple[PositiveInt, ...] | None = None
+    """For ``leaf``: shape of one record, if it is stored flat."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """For ``leaf``: number of labels; default the largest label and one more."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of records held out; ignored by data sets that come with a test set (mnist)."""
     split_seed: SeedInt | None = None
     """Seed of the train/test split; default: the run's own seed, so that the mean over seeds is
     also one over splits (a single small test set can be two points too easy or too hard)."""
+
+    @model_validator(mode="after")
+    def _leaf_alone_has_a_path(self) -> DataConfig:
+        given = [key for key in ("path", "shape", "classes") if getattr(self, key) is not None]
+        if self.name != "leaf" and given:
+            raise ValueError(f'{", ".join(given)}: for name = "leaf" only, found "{self.name}"')
+        if self.name == "leaf" and self.path is None:
+            raise ValueError('name = "leaf" needs path, a folder below the data folder')
+        return self
+
+    @property
+    def label(self) -> str:
+        """The data set's name, for records and reports."""
+        return self.name if self.path is None else f"{self.name}:{self.path}"
 
 
 class PartitionConfig(Section):
@@ -198,15 +219,16 @@ class EncodingConfig(Section):
 class AggregationConfig(Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold"] = (
-        "secagg"
-    )
+    protocol: Literal[
+        "secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold", "peersum"
+    ] = "secagg"
     """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
     on a random ring; ``lightsecagg``: coded shares of one mask per client; ``paillier``: encrypted
-    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open."""
+    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open;
+    ``peersum``: no server, every peer shares its vector with every other."""
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     """``active``: the server may also lie, to each client in another way. With Paillier it always
-    may, whatever stands here."""
+    may, and in peersum the peers always may, whatever stands here."""
     threshold: Annotated[int, Field(ge=3)] | None = None
     """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
     degree: Annotated[int, Field(ge=2)] | None = None
@@ -216,6 +238,9 @@ class AggregationConfig(Section):
     experimental_hybrid: bool = False
     """Paillier only: encrypt short secrets of ring-LWE masks in place of the vectors. The lattice
     parameters have been neither estimated nor reviewed."""
+    opening_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Paillier only: threads in which every holder opens; default one per processor. The sums are
+    the same."""
     fidelity: Fidelity = Fidelity.PROTOCOL
 
     @property
@@ -230,7 +255,13 @@ class AggregationConfig(Section):
                 'experimental_hybrid = true belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
-        if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):
+        if self.opening_threads is not None and not self.encrypted:
+            raise ValueError(
+                f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
+                f'"paillier-threshold", found "{self.protocol}"'
+            )
+        unjoined = self.encrypted or self.protocol in ("lightsecagg", "peersum")
+        if self.degree is not None and unjoined:
             raise ValueError(
                 f'degree = {self.degree} belongs to protocol "secagg+"; "{self.protocol}" has no '
                 "neighbour graph"
@@ -429,7 +460,7 @@ class RunConfig(Section):
     @property
     def _most_bits(self) -> int:
         # Loaded late, here and below: naming the presets must not load ciphers.
-        if self.aggregation.protocol == "lightsecagg":
+        if self.aggregation.protocol in ("lightsecagg", "peersum"):
             from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
 
             return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
@@ -441,7 +472,7 @@ class RunConfig(Section):
             )
         return 64
 
-    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams:
+    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams:
         """Thresholds, colluders, graph and what follows, for every round of every run.
 
         Raises:
@@ -459,6 +490,12 @@ class RunConfig(Section):
                 dropped=clients - self.threshold,
                 b=self.bits,
                 hybrid=wanted.experimental_hybrid,
+            )
+        if wanted.protocol == "peersum":
+            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415
+
+            return PeerSumParams.of(
+                clients, corrupt=self.assumed_corrupt, dropped=clients - self.threshold
             )
         threat = ThreatModel(
             adversary=Adversary.ACTIVE if wanted.adversary == "active" else Adversary.SEMI_HONEST,

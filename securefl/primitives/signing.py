@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature as _Invalid
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from securefl.errors import ConfigurationError, SecureFLError
+from securefl.primitives.channel import derive
 from securefl.round import ClientId
 
 __all__ = ["BadSignature", "IdentityDirectory", "IdentityKey"]
@@ -46,6 +47,14 @@ class IdentityKey:
     def sign(self, message: bytes) -> bytes:
         """64 bytes; deterministic."""
         return self._key.sign(message)
+
+    def derived_key(self, info: bytes) -> bytes:
+        """HKDF-SHA256 of the seed, 32 bytes: a key for this owner's own storage.
+
+        Args:
+            info: a usage label, so that no two uses share a key.
+        """
+        return derive(self._key.private_bytes_raw(), salt=b"", info=info, length=32)
 
     def __repr__(self) -> str:
         return "IdentityKey(<secret>)"

@@ -66,7 +66,8 @@ def test_the_activation_is_used():
             "resnet",
             (4,),
             2,
-            "expected one of softmax, logistic, mlp, cnn26k, cnn1m6, scattering_linear; found 'resnet'",
+            "expected one of softmax, logistic, mlp, cnn26k, cnn1m6, scattering_linear; "
+            "found 'resnet'",
         ),
         ("softmax", (4,), 1, "at least 2 classes"),
         ("softmax", (), 2, "positive input shape"),
