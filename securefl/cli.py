@@ -263,6 +263,13 @@ def _rounded_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
+def _server(summary: Mapping[str, Any]) -> str:
+    """Whom the protocol defends against, in two words."""
+    if summary.get("opened_by") == "peers":
+        return "no server"
+    return f"{summary['adversary']} server"
+
+
 def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -270,7 +277,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         pad_edge=False,
         title=(
             f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
-            f"{summary['protocol']}, {summary['adversary']} server ({summary['fidelity']})"
+            f"{summary['protocol']}, {_server(summary)} ({summary['fidelity']})"
         ),
     )
     table.add_column("mode", no_wrap=True)

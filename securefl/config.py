@@ -42,6 +42,7 @@ from securefl.errors import ConfigurationError
 if TYPE_CHECKING:
     from securefl.protocols.lightsecagg.params import LightSecAggParams
     from securefl.protocols.paillier.params import PaillierParams
+    from securefl.protocols.peersum.params import PeerSumParams
     from securefl.protocols.secagg.params import SecAggParams
     from securefl.round import ThreatModel
 
@@ -112,7 +113,13 @@ class Fidelity(StrEnum):
 class DataConfig(Section):
     """``[data]``: which records, and how many are held out for the test set."""
 
-    name: Literal["digits", "breast-cancer", "mnist", "heart-disease"]
+    name: Literal["digits", "breast-cancer", "mnist", "heart-disease", "leaf"]
+    path: str | None = None
+    """For ``leaf``: the data set's folder, below the data folder."""
+    shape: tuple[PositiveInt, ...] | None = None
+    """For ``leaf``: shape of one record, if it is stored flat."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """For ``leaf``: number of labels; default the largest label and one more."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of records held out; ignored by data sets that come with a test set (mnist)."""
     split_seed: SeedInt | None = None
@@ -122,6 +129,20 @@ class DataConfig(Section):
     """``public``: features are scaled by public bounds only. ``federated``: then also by their mean
     and variance over all clients' training records, from one secure sum without noise; mode
     ``none`` only, and data sets with named features."""
+
+    @model_validator(mode="after")
+    def _leaf_alone_has_a_path(self) -> DataConfig:
+        given = [key for key in ("path", "shape", "classes") if getattr(self, key) is not None]
+        if self.name != "leaf" and given:
+            raise ValueError(f'{", ".join(given)}: for name = "leaf" only, found "{self.name}"')
+        if self.name == "leaf" and self.path is None:
+            raise ValueError('name = "leaf" needs path, a folder below the data folder')
+        return self
+
+    @property
+    def label(self) -> str:
+        """The data set's name, for records and reports."""
+        return self.name if self.path is None else f"{self.name}:{self.path}"
 
 
 class PartitionConfig(Section):
@@ -181,15 +202,16 @@ class EncodingConfig(Section):
 class AggregationConfig(Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold"] = (
-        "secagg"
-    )
+    protocol: Literal[
+        "secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold", "peersum"
+    ] = "secagg"
     """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
     on a random ring; ``lightsecagg``: coded shares of one mask per client; ``paillier``: encrypted
-    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open."""
+    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open;
+    ``peersum``: no server, every peer shares its vector with every other."""
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     """``active``: the server may also lie, to each client in another way. With Paillier it always
-    may, whatever stands here."""
+    may, and in peersum the peers always may, whatever stands here."""
     threshold: Annotated[int, Field(ge=3)] | None = None
     """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
     degree: Annotated[int, Field(ge=2)] | None = None
@@ -221,7 +243,8 @@ class AggregationConfig(Section):
                 f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
-        if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):
+        unjoined = self.encrypted or self.protocol in ("lightsecagg", "peersum")
+        if self.degree is not None and unjoined:
             raise ValueError(
                 f'degree = {self.degree} belongs to protocol "secagg+"; "{self.protocol}" has no '
                 "neighbour graph"
@@ -451,7 +474,7 @@ class RunConfig(Section):
     @property
     def _most_bits(self) -> int:
         # Loaded late, here and below: naming the presets must not load ciphers.
-        if self.aggregation.protocol == "lightsecagg":
+        if self.aggregation.protocol in ("lightsecagg", "peersum"):
             from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
 
             return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
@@ -461,7 +484,7 @@ class RunConfig(Section):
             return most_input_bits(self.cohort_size, hybrid=self.aggregation.experimental_hybrid)
         return 64
 
-    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams:
+    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams:
         """Thresholds, colluders, graph and what follows, for every round of every run.
 
         Raises:
@@ -479,6 +502,12 @@ class RunConfig(Section):
                 dropped=clients - self.threshold,
                 b=self.bits,
                 hybrid=wanted.experimental_hybrid,
+            )
+        if wanted.protocol == "peersum":
+            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415
+
+            return PeerSumParams.of(
+                clients, corrupt=self.assumed_corrupt, dropped=clients - self.threshold
             )
         threat = ThreatModel(
             adversary=Adversary.ACTIVE if wanted.adversary == "active" else Adversary.SEMI_HONEST,

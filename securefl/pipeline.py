@@ -38,7 +38,7 @@ from securefl.modular import RingVector
 from securefl.population import Payment, PopulationBudget
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
-from securefl.protocols.machine import ClientMachine, ServerMachine
+from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
 from securefl.training.apply import ServerStep
 from securefl.training.dpsgd import ClientBudget
@@ -48,6 +48,7 @@ __all__ = [
     "InputOf",
     "Machines",
     "Participant",
+    "Peers",
     "RoundOutcome",
     "RoundStatus",
     "Scheme",
@@ -130,6 +131,17 @@ class Machines:
     parties: Mapping[ClientId, ClientMachine] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """Everybody's machine for one session without a server.
+
+    Attributes:
+        clients: of the peers that take part, by id. Each opens the same sum.
+    """
+
+    clients: Mapping[ClientId, PeerMachine]
+
+
 class Scheme(Protocol):
     """One way to sum vectors without showing them: its numbers, and fresh machines on request."""
 
@@ -148,7 +160,7 @@ class Scheme(Protocol):
         modulus: int,
         context_digest: bytes,
         identities: Mapping[ClientId, IdentityKey],
-    ) -> Machines:
+    ) -> Machines | Peers:
         """Fresh machines for one session.
 
         Args:
@@ -187,7 +199,7 @@ class Transport(Protocol):
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,

@@ -241,6 +241,12 @@ def _hidden(tree: RunTree) -> str:
     """What the secure sum kept from the server."""
     if tree.fidelity != "protocol":
         return "Single updates were not hidden either: the real protocol did not run."
+    if tree.opened_by == "peers":
+        return (
+            "There was no server: every peer could open one sum per round over the survivors and "
+            f"no single update, as long as at most {tree.assumed_corrupt} peers lie and identities "
+            "are not of their making (in a simulation they come from the same process)."
+        )
     if tree.adversary == "active":
         claim = (
             "A server, even one that lies to clients, could open one sum per round over the "

@@ -380,7 +380,7 @@ class Engine:
             return None
         path = self.folder / LEDGERS / f"client-{client}.sqlite"
         header = accounting.LedgerHeader(
-            population=f"{self.config.data.name}/client-{client}",
+            population=f"{self.config.data.label}/client-{client}",
             unit=UNIT,
             adjacency=ADJACENCY,
             epsilon=self.plan.epsilon,

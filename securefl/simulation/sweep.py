@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import securefl
-from securefl.config import Mode, RunConfig, RunSpec, load_json
+from securefl.config import DataConfig, Mode, RunConfig, RunSpec, load_json
 from securefl.errors import CheckpointError
 from securefl.simulation.engine import (
     SUMMARY,
@@ -32,6 +32,7 @@ from securefl.simulation.engine import (
 from securefl.simulation.schemes import scheme_of, secure_sum_facts
 from securefl.storage import lock_folder, write_durably
 from securefl.training.data import Dataset, TrainTest, load
+from securefl.training.leaf import load_leaf
 from securefl.training.scattering import Progress, prepared
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
@@ -134,12 +135,25 @@ def _loader(
 
     @lru_cache(maxsize=4)
     def split(seed: int) -> TrainTest:
-        data = load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        data = _load(config.data, data_dir, seed)
         return prepared(data, config.model.name, progress=on_features)
 
     # MNIST brings its own test set, the same for every seed.
     same = fixed if fixed is not None else (0 if config.data.name == "mnist" else None)
     return lambda seed: split(seed if same is None else same)
+
+
+def _load(wanted: DataConfig, data_dir: Path | None, seed: int) -> TrainTest:
+    if wanted.path is None:
+        return load(wanted.name, data_dir, seed=seed, test_fraction=wanted.test_fraction)
+    return load_leaf(
+        wanted.path,
+        data_dir,
+        shape=wanted.shape,
+        classes=wanted.classes,
+        seed=seed,
+        test_fraction=wanted.test_fraction,
+    )
 
 
 def load_stored_config(out: Path) -> RunConfig:
@@ -221,7 +235,7 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "dataset": config.data.name,
+        "dataset": config.data.label,
         "train_size": len(dataset.train),
         "test_size": len(dataset.test),
         "clients": config.partition.clients,

@@ -23,14 +23,16 @@ from securefl.pipeline import (
     InputOf,
     Machines,
     Participant,
+    Peers,
     RoundOutcome,
     RoundStatus,
     Stopwatch,
     TransportReport,
 )
-from securefl.protocols.machine import Event, ServerMachine
+from securefl.protocols.machine import Event, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
+from securefl.simulation.peers import run_peers
 from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
 from securefl.training.apply import ServerStep
 from securefl.training.local import ModelUpdate
@@ -42,6 +44,7 @@ __all__ = [
     "ProtocolTransport",
     "float_round",
     "phases_of",
+    "phases_of_peers",
 ]
 
 PHASES = ("advertise_keys", "share_keys", INPUT_PHASE, "unmasking")
@@ -109,6 +112,12 @@ class DropPlan:
         return counts
 
 
+def phases_of_peers(peer: PeerMachine) -> Mapping[str, str]:
+    """The same without a server: the inputs go out in the second phase, as shares."""
+    first, shares, *_, last = peer.phases
+    return dict(zip(PHASES, (first, shares, shares, last), strict=True))
+
+
 def phases_of(server: ServerMachine) -> Mapping[str, str]:
     """The phase of this session in which each moment of :data:`PHASES` falls.
 
@@ -119,6 +128,18 @@ def phases_of(server: ServerMachine) -> Mapping[str, str]:
     phases = server.phases
     before = phases[phases.index(INPUT_PHASE) - 1]
     return dict(zip(PHASES, (phases[0], before, INPUT_PHASE, phases[-1]), strict=True))
+
+
+def _before_opening(
+    server: ServerMachine, may_open: Callable[[int], None]
+) -> Callable[[str, Sequence[Event]], None]:
+    """Asks once the survivors are fixed: the server's next frames are sent, but nobody has them."""
+
+    def after(phase: str, _events: Sequence[Event]) -> None:
+        if phase == INPUT_PHASE:
+            may_open(len(server.survivors.U3 or ()))
+
+    return after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +157,18 @@ class ProtocolTransport:
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
         may_open: Callable[[int], None] = lambda survivors: None,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`."""
-        phases = phases_of(machines.server)
+        phases = (
+            phases_of_peers(next(iter(machines.clients.values())))
+            if isinstance(machines, Peers)
+            else phases_of(machines.server)
+        )
         drops: dict[str, tuple[ClientId, ...]] = {}
         for moment, gone in self.plan.drops(round_index, tuple(machines.clients)).items():
             drops[phases[moment]] = (*drops.get(phases[moment], ()), *gone)
@@ -151,22 +176,27 @@ class ProtocolTransport:
         # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
 
-        def after(phase: str, _events: Sequence[Event]) -> None:
-            """The survivors are fixed; the server's next frames are sent, but nobody has them."""
-            if phase == INPUT_PHASE:
-                may_open(len(machines.server.survivors.U3 or ()))
-
         try:
-            aggregate = run_session(
-                machines.server,
-                machines.clients,
-                input_of,
-                parties=machines.parties,
-                network=network,
-                drops=drops,
-                on_phase=after,
-                record=record,
-            ).aggregate
+            if isinstance(machines, Peers):
+                aggregate = run_peers(
+                    machines.clients,
+                    input_of,
+                    network=network,
+                    drops=drops,
+                    may_open=may_open,
+                    record=record,
+                ).aggregate
+            else:
+                aggregate = run_session(
+                    machines.server,
+                    machines.clients,
+                    input_of,
+                    parties=machines.parties,
+                    network=network,
+                    drops=drops,
+                    on_phase=_before_opening(machines.server, may_open),
+                    record=record,
+                ).aggregate
         except BelowThreshold:
             aggregate = None
         # What witnesses and holders of keys send is not a client's cost.
@@ -198,7 +228,7 @@ class EncodedTransport:
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,

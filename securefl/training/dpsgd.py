@@ -165,7 +165,8 @@ class DPSGD:
             # An empty batch is a step like any other: noise on a sum of nothing.
             sums = self._clipped.of(self.x, self.y, batch)
             velocity = self.momentum * velocity + self._noised_mean(sums.total)
-            self.model.flat.sub_(torch.from_numpy(self.learning_rate * velocity).float())
+            step = torch.from_numpy(self.learning_rate * velocity).float()
+            self.model.flat.sub_(step.to(self.model.device))
             loss_sum += sums.loss
             seen += sums.count
             taken += 1
