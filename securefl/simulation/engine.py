@@ -37,6 +37,7 @@ from securefl.simulation.checkpoint import (
     latest_checkpoint,
     write_checkpoint,
 )
+from securefl.simulation.cohort import CohortRun
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.plans import ADJACENCY, PrivacyPlan, SharedPlan
 from securefl.simulation.schemes import Scheme, scheme_of
@@ -141,12 +142,10 @@ class Engine:
         self.partition = make_partition(config, spec.seed, dataset.train)
         self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
         self.model = make_model(config, spec, dataset.train)
-        self.scheme = scheme_of(config)
+        self.scheme = scheme_of(config.summed(spec.mode))
         plan = make_plan(config, spec, self.scheme, self.model.dim, len(dataset.train))
         self.plan = plan if isinstance(plan, PrivacyPlan) else None
-        self.shared = (
-            SharedRun(config, plan, insecure=insecure) if isinstance(plan, SharedPlan) else None
-        )
+        self.shared = self._shared(plan, insecure) if isinstance(plan, SharedPlan) else None
         if insecure is not None and self.shared is None:
             raise ConfigurationError(
                 f"repeatable coins are for modes that share their noise, found {spec.mode.value}"
@@ -158,6 +157,13 @@ class Engine:
         self.optimiser = make_optimiser(config, spec.mode, self.model.dim)
         self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
         self.transport = self._transport()
+
+    def _shared(self, plan: SharedPlan, insecure: InsecureRandomness | None) -> SharedRun:
+        if plan.cohort is None:
+            return SharedRun(self.config, plan, insecure=insecure)
+        return CohortRun(
+            self.config, plan, clients=self.clients, seed=self.spec.seed, insecure=insecure
+        )
 
     def _transport(self) -> ProtocolTransport | EncodedTransport:
         fidelity = self.config.aggregation.fidelity
@@ -266,19 +272,20 @@ class Engine:
                 "use it with mode none only"
             )
         codec = shared.codec
-        outcome = private_round(
-            round_index=state.next_round,
-            vector=state.vector,
-            participants=participants,
-            scheme=self.scheme,
-            codec=codec,
-            optimiser=self.optimiser,
-            transport=self.transport,
-            plan_digest=shared.plan.digest,
-            population=shared.budget,
-            denominator=shared.plan.denominator,
-            noise_source=shared.noise_source,
-        )
+        with shared.paying(participants, state.next_round) as (taking_part, population):
+            outcome = private_round(
+                round_index=state.next_round,
+                vector=state.vector,
+                participants=taking_part,
+                scheme=self.scheme,
+                codec=codec,
+                optimiser=self.optimiser,
+                transport=self.transport,
+                plan_digest=shared.plan.digest,
+                population=population,
+                denominator=shared.plan.denominator,
+                noise_source=shared.noise_source,
+            )
         if outcome.status is RoundStatus.OK:
             shared.advance(codec)
         return outcome
@@ -398,7 +405,7 @@ class Engine:
             "seed": self.spec.seed,
             "target_epsilon": self.spec.target_epsilon,
             "status": outcome.status.value,
-            "cohort": len(self.clients),
+            "cohort": self._in_a_round,
             "survivors": len(outcome.survivors),
             "refused": len(outcome.refused),
             "dropped": {phase: len(clients) for phase, clients in dropped.items()},
@@ -407,8 +414,8 @@ class Engine:
             "epsilon": self._epsilon(participants),
             "bytes_up": sum(outcome.bytes_up.values()),
             "bytes_down": sum(outcome.bytes_down.values()),
-            "bytes_up_per_client": sum(outcome.bytes_up.values()) / len(self.clients),
-            "bytes_down_per_client": sum(outcome.bytes_down.values()) / len(self.clients),
+            "bytes_up_per_client": sum(outcome.bytes_up.values()) / self._in_a_round,
+            "bytes_down_per_client": sum(outcome.bytes_down.values()) / self._in_a_round,
             "update_norm": _norm(outcome.mean_update),
             "clipped_fraction": (
                 self._clipped_fraction(outcome) if self.spec.mode is Mode.NONE else None
@@ -436,8 +443,15 @@ class Engine:
         loss, accuracy = evaluate(self.model, self.dataset.test.x, self.dataset.test.y)
         return (loss if math.isfinite(loss) else None), accuracy
 
+    @property
+    def _in_a_round(self) -> int:
+        """Clients that a round is planned with."""
+        cohort = None if self.shared is None else self.shared.plan.cohort
+        return len(self.clients) if cohort is None else cohort
+
     def _present(self, outcome: RoundOutcome) -> Sequence[ClientId]:
-        return [client for client in self.clients if client not in outcome.refused]
+        clients = outcome.cohort or self.clients
+        return [client for client in clients if client not in outcome.refused]
 
     def _clipped_fraction(self, outcome: RoundOutcome) -> float | None:
         """Share of the updates that the encoding's norm bound cut.
