@@ -80,7 +80,7 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("local_dp.sample_rate=1.01", "sample_rate"),
         ("partition.clients=2", "clients"),
         ("aggregation.adversary=malicious", "adversary"),
-        ("aggregation.protocol=peersum", "protocol"),
+        ("aggregation.protocol=gossip", "protocol"),
         ("aggregation.degree=4", 'belongs to protocol "secagg\\+"'),
         ("aggregation.degree=1", "degree"),
         ("aggregation.threshold=11", "threshold"),

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from securefl.encoding.tables import Mechanism, NoiseTable, noise_table
 from securefl.errors import ConfigurationError
 
-__all__ = ["Mechanism", "draw", "noise_table", "random_words"]
+__all__ = ["CHUNK", "Mechanism", "draw", "noise_table", "random_words"]
 
-_CHUNK = 1 << 15  # draws at a time: all intermediate arrays stay in the core's own cache
+CHUNK = 1 << 13
+"""Draws at a time: all intermediate arrays stay in the core's own cache, and on the heap."""
 
 
 def draw(table: NoiseTable, count: int, random_bytes: Callable[[int], bytes]) -> NDArray[np.int64]:
@@ -44,8 +45,8 @@ def draw(table: NoiseTable, count: int, random_bytes: Callable[[int], bytes]) ->
         ConfigurationError: if the source returns another number of bytes.
     """
     drawn = np.empty(count, dtype=np.int64)
-    for start in range(0, count, _CHUNK):
-        piece = drawn[start : start + _CHUNK]
+    for start in range(0, count, CHUNK):
+        piece = drawn[start : start + CHUNK]
         words = random_words(len(piece), random_bytes)
         np.subtract(_places(table, words, random_bytes), table.bound, out=piece)
     return drawn

@@ -130,19 +130,25 @@ class Rotation:
         return turned
 
     def _transform(self, values: NDArray[_Float]) -> NDArray[_Float]:
-        """H_b / sqrt(b) along the first axis of [b, n_b], one Kronecker factor after the other."""
+        """H_b / sqrt(b) along the first axis of [b, n_b], one Kronecker factor after the other.
+
+        ``values`` is overwritten.
+        """
         outer, inner = 1, self.padded
+        other = np.empty_like(values)
         for order in _factors(self.block):
             inner //= order
             factor = _hadamard(order, values.dtype.str)
             if inner == 1:
-                values = values.reshape(outer, order) @ factor
+                shape: tuple[int, ...] = (outer, order)
+                np.matmul(values.reshape(shape), factor, out=other.reshape(shape))
             else:
-                values = np.matmul(factor, values.reshape(outer, order, inner))
+                shape = (outer, order, inner)
+                np.matmul(factor, values.reshape(shape), out=other.reshape(shape))
+            values, other = other, values
             outer *= order
-        flat = values.reshape(self.padded)
-        flat *= flat.dtype.type(1 / math.sqrt(self.block))
-        return flat
+        values *= values.dtype.type(1 / math.sqrt(self.block))
+        return values
 
     def _signs(self, round_seed: bytes) -> NDArray[np.int8]:
         return _signs(round_seed, self.label, self.padded)

@@ -32,7 +32,15 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 
-__all__ = ["MAX_DISTANCE", "MAX_TICKS", "TICKS", "Mechanism", "NoiseTable", "noise_table"]
+__all__ = [
+    "MAX_DISTANCE",
+    "MAX_TICKS",
+    "TICKS",
+    "Mechanism",
+    "NoiseTable",
+    "noise_table",
+    "table_bound",
+]
 
 TICKS = 1 << 20
 """Parameters (variances) are integer multiples of 1/TICKS."""
@@ -96,12 +104,17 @@ def noise_table(mechanism: Mechanism, ticks: int) -> NoiseTable:
             f"the variance of a noise share must be a multiple of 2^-20 up to 2^32, found "
             f"{ticks!r} * 2^-20: lower the resolution, or spread the noise over more shares"
         )
-    bound = 14 * (math.isqrt(ticks // TICKS) + 1) + 200
+    bound = table_bound(ticks)
     if Mechanism(mechanism) is Mechanism.SKELLAM:
         lower, upper, beyond = _skellam_weights(ticks, bound)
     else:
         lower, upper, beyond = _gaussian_weights(ticks, bound)
     return _table(lower, upper, beyond)
+
+
+def table_bound(ticks: int) -> int:
+    """K, the largest magnitude of a draw: fourteen standard deviations and 200 more."""
+    return 14 * (math.isqrt(ticks // TICKS) + 1) + 200
 
 
 def _skellam_weights(ticks: int, bound: int) -> tuple[list[int], list[int], int]:

@@ -74,7 +74,7 @@ class ModelUpdate:
 
     Attributes:
         values: float32[d], what the server should add: local minus global model, or minus the
-            gradient for FedSGD.
+            gradient for FedSGD; float64[d] for a sum of clipped gradients.
         weight: integer weight that this client asks for, >= 0.
         examples: records the client holds.
         steps: SGD steps really taken.
@@ -82,7 +82,7 @@ class ModelUpdate:
             protection and must not leave the client.
     """
 
-    values: NDArray[np.float32] = field(repr=False)
+    values: NDArray[np.floating[Any]] = field(repr=False)
     weight: int
     examples: int
     steps: int

@@ -117,6 +117,11 @@ def test_the_top_of_the_public_vector_is_kept_and_ties_go_to_the_lower_index():
     assert expanded.tolist() == [0.0, 1.0, 2.0, 3.0, 0.0]
 
 
+def test_among_many_equal_values_the_first_are_kept():
+    public = np.tile([1.0, -2.0], 5000)
+    assert SharedTopK.of(public, kept=1000).indices.tolist() == list(range(1, 2000, 2))
+
+
 @given(compressions(), st.integers(1, 5), st.integers(0, 2**32))
 def test_the_plain_codec_decodes_the_expanded_mean_of_what_was_kept(compression, n, seed):
     inner = UpdateCodec(CodecSpec.plan(dimension=compression.kept, clip_norm=100.0, max_clients=5))

@@ -121,6 +121,42 @@ def test_large_tables_agree_with_bessel_functions_and_exponentials(mechanism):
             assert abs(mass[k] - p * 2**128) <= 2
 
 
+@pytest.mark.parametrize("ticks", [1, TICKS // 3, 400 * TICKS])
+def test_true_weights_lie_between_their_integer_bounds(ticks):
+    """In 90 digits, at every fourth place: the distance is computed from these bounds."""
+    bound = 300
+    with mpmath.workdps(90):
+        v = mpmath.mpf(ticks) / TICKS
+        lower, upper, beyond = tables._skellam_weights(ticks, bound)
+        for k in range(0, bound + 1, 4):
+            assert lower[k] <= 2**192 * mpmath.besseli(k, v) / mpmath.besseli(0, v) <= upper[k]
+            assert upper[k] - lower[k] <= lower[k] * 2.0**-8 + 2 * bound
+        tail = mpmath.fsum(mpmath.besseli(k, v) for k in range(bound + 1, bound + 400))
+        assert 2**192 * tail / mpmath.besseli(0, v) <= beyond
+        lower, upper, beyond = tables._gaussian_weights(ticks, bound)
+        for k in range(0, bound + 1, 4):
+            assert lower[k] <= 2**192 * mpmath.exp(-k * k / (2 * v)) <= upper[k]
+            assert upper[k] - lower[k] <= 4 * bound * bound
+        tail = mpmath.fsum(mpmath.exp(-k * k / (2 * v)) for k in range(bound + 1, bound + 400))
+        assert 2**192 * tail <= beyond
+
+
+def test_the_recursion_keeps_its_bounds_apart_where_they_start_far_apart():
+    """With the start a few steps from the end, the bounds are wide and still hold on both sides."""
+    ticks = 10_000 * TICKS
+    with mpmath.workdps(90):
+        v = mpmath.mpf(ticks) / TICKS
+        for bound in (1, 2, 3, 10):
+            lower, upper, _ = tables._skellam_weights(ticks, bound)
+            for k in range(1, bound + 1):
+                exact = (
+                    2**192
+                    * mpmath.besseli(k, v, maxterms=10**6)
+                    / mpmath.besseli(0, v, maxterms=10**6)
+                )
+                assert lower[k] < exact < upper[k]
+
+
 def test_a_table_with_too_few_digits_is_refused(monkeypatch):
     monkeypatch.setattr(tables, "_P", 100)
     monkeypatch.setattr(tables, "_ONE", 1 << 100)
