@@ -43,17 +43,14 @@ def test_demo_is_the_contract() -> None:
     assert config.data.name == "digits"
     assert config.partition.clients == 10
     assert config.simulation.dropped_per_round == 1
-    assert config.local_dp.delta == 1e-5
+    assert config.local_dp.delta == config.distributed_dp.delta == 1e-5
     assert [run.name for run in config.runs()] == [
-        "none-inf-s0",
-        "none-inf-s1",
-        "none-inf-s2",
-        "local-dp-8-s0",
-        "local-dp-8-s1",
-        "local-dp-8-s2",
-        "local-dp-3-s0",
-        "local-dp-3-s1",
-        "local-dp-3-s2",
+        f"{row}-s{seed}"
+        for row in (
+            "none-inf",
+            *(f"{m}-dp-{e}" for m in ("distributed", "local") for e in (8, 3, 1)),
+        )
+        for seed in (0, 1, 2)
     ]
 
 
