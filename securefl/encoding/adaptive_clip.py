@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveClip", "AdaptiveCodec"]
 
 _NOISE_OF_SHARE = 1 / 20
-_MOST_FACTOR = math.exp(2.0)
-"""One round moves the norm by at most this factor, whatever the noise makes of b."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +106,9 @@ class AdaptiveClip:
             norm: this round's C.
             mean_entry: the decoded entry, divided by ``expected``.
         """
-        fraction = mean_entry / self.kappa + 0.5
-        step = math.exp(-self.rate * (fraction - self.target_quantile))
-        return norm * min(max(step, 1 / _MOST_FACTOR), _MOST_FACTOR)
+        # A share is in [0, 1]; beyond it there is only noise, which must not move the norm far.
+        share = min(max(mean_entry / self.kappa + 0.5, 0.0), 1.0)
+        return norm * math.exp(-self.rate * (share - self.target_quantile))
 
 
 class AdaptiveCodec:

@@ -194,20 +194,26 @@ class SharedPlan:
         steps = wanted.steps
         most_rounds = dp.steps * (MOST_ROUNDS if dp.stop == "budget" else 1)
 
+        def repeated(release: accounting.Event) -> accounting.Event:
+            sampled = accounting.Poisson(sample_rate=wanted.sample_rate, event=release)
+            return accounting.Repeat(event=sampled, count=steps)
+
         def whole(noise_multiplier: float) -> accounting.Event:
-            spec, adaptive = wanted.spec(noise_multiplier)
-            del adaptive
-            sampled = accounting.Poisson(
-                sample_rate=wanted.sample_rate, event=spec.event(wanted.honest)
-            )
+            spec, _ = wanted.spec(noise_multiplier)
             reserve = accounting.ApproxDP(
                 epsilon=0.0, delta=_reserve(spec, most_rounds), adjacency=ADJACENCY
             )
-            return accounting.Compose(
-                events=(accounting.Repeat(event=sampled, count=steps), reserve)
-            )
+            release = spec.event(wanted.honest)
+            return accounting.Compose(events=(repeated(release), reserve))
 
-        found = accounting.calibrate(whole, epsilon, dp.delta, adjacency=ADJACENCY)
+        def probed(noise_multiplier: float) -> accounting.Event:
+            """The search looks far to both sides of its answer, where no codec may exist."""
+            try:
+                return whole(noise_multiplier)
+            except ConfigurationError:
+                return repeated(accounting.Gaussian(noise_multiplier=noise_multiplier))
+
+        found = accounting.calibrate(probed, epsilon, dp.delta, adjacency=ADJACENCY)
         spec, adaptive = wanted.spec(found.value)
         planned = accounting.digest(whole(found.value))
         promise = {

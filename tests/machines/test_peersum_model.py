@@ -99,7 +99,7 @@ class Session(RuleBasedStateMachine):
             assert self.signed.setdefault(u, list_) == list_, "it signed two lists"
         if kind is MessageType.REVEAL_SUM:
             reveal = RevealSum.decode(body, n=n, m=config.m)
-            statement = self.bench.peers[u]._statement(reveal.alive)
+            statement = self.bench.peers[u]._ballots.statement(reveal.alive)
             signers = [w for w, there in zip(self.ids, reveal.signers, strict=True) if there]
             for w, signature in zip(signers, reveal.signatures, strict=True):
                 self.bench.directory.verify(w, signature, statement)
@@ -192,7 +192,7 @@ class Session(RuleBasedStateMachine):
             if chance.random() < 0.5:
                 kind, body = MessageType.REPORT, Report(dealers=flags).encode()
             else:
-                statement = self.bench.peers[v]._statement(flags)
+                statement = self.bench.peers[v]._ballots.statement(flags)
                 if statement is None:
                     continue
                 signature = self.bench.identities[self.liar].sign(statement)

@@ -355,7 +355,7 @@ def test_an_abort_is_heard_and_what_was_sent_before_stays(kit: Any) -> None:
 
 
 def signature_on(bench: Any, u: ClientId, alive: list[bool]) -> bytes:
-    statement = bench.peers[ONE]._statement(np.array(alive))
+    statement = bench.peers[ONE]._ballots.statement(np.array(alive))
     return bench.identities[u].sign(statement)
 
 
