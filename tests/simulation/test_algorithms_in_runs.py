@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import accounting
+from securefl.cli import app
 from securefl.config import load_preset
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.round import ClientId
@@ -172,6 +174,19 @@ def test_a_fixed_cohort_is_summed_alone_and_several_cohorts_expose_clients(tmp_p
     assert {line["survivors"] for line in lines} == {3}
     assert found.summary["threshold"] == 3
     assert found.summary["clients_exposed"] == found.summary["clients_exposed_planned"] == 5
+
+
+@pytest.mark.parametrize(("dropped", "exposed"), [(0, 0), (1, 5)])
+def test_the_command_says_whom_several_sums_expose(tmp_path, monkeypatch, dropped, exposed):
+    monkeypatch.setenv("COLUMNS", "300")
+    settings = (f"simulation.dropped_per_round={dropped}", "training.rounds=12", ENCODED)
+    arguments = [a for o in (*SMALL, *settings) for a in ("--set", o)]
+    done = CliRunner().invoke(
+        app, ["train", "--preset", "breast-cancer", "--out", str(tmp_path / "out"), *arguments]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["clients_exposed"] == exposed
+    assert (f"update of up to {exposed} of 5 clients" in done.output) == bool(exposed)
 
 
 def test_batch_partition_exposes_nobody(tmp_path, tumours):
