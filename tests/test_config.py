@@ -25,8 +25,16 @@ from securefl.round import Adversary
 from securefl.simulation.schemes import scheme_of
 
 
-def test_presets_are_the_four_data_sets() -> None:
-    assert preset_names() == ("breast-cancer", "digits", "heart-disease", "mnist")
+def test_presets_are_the_four_data_sets_and_three_with_shared_noise() -> None:
+    assert preset_names() == (
+        "breast-cancer",
+        "digits",
+        "heart-disease",
+        "heart-disease-sites",
+        "mnist",
+        "mnist-distributed-dp",
+        "mnist-user-level",
+    )
 
 
 @pytest.mark.parametrize("name", preset_names())
