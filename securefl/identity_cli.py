@@ -183,9 +183,7 @@ def _facts(made: Any) -> dict[str, Any]:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{one['id']:>6}  {one['name']:<24} {one['fingerprint']}" for one in found["members"]
-    ]
+    lines = [f"{one['id']:>6}  {one['name']:<24} {one['fingerprint']}" for one in found["members"]]
     if "you" in found:
         lines.append(f"you are {found['you']['name']}, id {found['you']['id']}")
     if len(found["members"]) < _LEAST:

@@ -297,9 +297,7 @@ class Roster:
                     f"{fingerprint(identity.key)}; if that is meant, give the party a new name"
                 )
             if known is None:
-                members.append(
-                    Member(client=ClientId(free), name=identity.name, key=identity.key)
-                )
+                members.append(Member(client=ClientId(free), name=identity.name, key=identity.key))
                 free += 1
             else:
                 members.append(known)
