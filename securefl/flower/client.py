@@ -77,7 +77,7 @@ def _scrubbed(message: Message, act: Callable[[], RecordDict]) -> Message:
 
 def _route(message: Message, context: Context, app: _App) -> RecordDict:
     kind, _, action = message.metadata.message_type.partition(".")
-    node = Node.of(context.node_config)
+    node = Node.of(context.node_config, node_id=context.node_id)
     if message.metadata.message_type == SESSION_TYPE:
 
         def run_app(what: Kind, content: RecordDict) -> RecordDict:

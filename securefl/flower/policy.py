@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -86,7 +86,7 @@ class Floor(_Strict):
     """
 
     adversary: str = Field(default="active", pattern="^(semi-honest|active)$")
-    protocols: tuple[SumProtocol, ...] = Field(
+    protocols: tuple[Annotated[SumProtocol, Field(strict=False)], ...] = Field(
         default=(SumProtocol.SECAGG, SumProtocol.SECAGG_PLUS), strict=False, min_length=1
     )
     min_cohort: int = Field(default=3, ge=3)
@@ -168,11 +168,12 @@ class Node:
         return f"Node(floor={self.floor!r}, clear={self.clear!r}, <secrets>)"
 
     @classmethod
-    def of(cls, node_config: Mapping[str, Any]) -> Self:
+    def of(cls, node_config: Mapping[str, Any], *, node_id: int) -> Self:
         """The node that a SuperNode was started as.
 
         Args:
             node_config: what stands after ``--node-config``.
+            node_id: Flower's; tells the nodes of a simulation apart, which share processes.
 
         Raises:
             Refusal: IDENTITY, if there is no node file and this is no simulation, or the file or
@@ -181,7 +182,7 @@ class Node:
         path = node_config.get(NODE_KEY)
         try:
             if path is None:
-                return cls._simulated()
+                return cls._simulated(node_id)
             if not isinstance(path, str):
                 raise ConfigurationError(f"{NODE_KEY} in --node-config must be a path")
             return cls.load(Path(path))
@@ -248,7 +249,7 @@ class Node:
         )
 
     @classmethod
-    def _simulated(cls) -> Self:
+    def _simulated(cls, node_id: int) -> Self:
         if os.environ.get(SIMULATION) != "1":
             raise ConfigurationError(
                 f"this node has no policy: start the SuperNode with --node-config "
@@ -260,7 +261,7 @@ class Node:
             clear=Clear(),
             identity=None,
             roster=None,
-            journal=_SIMULATED_JOURNAL,
+            journal=_SIMULATED.setdefault(node_id, MemoryJournal()),
             # Actors of a simulation hand their states to each other: one key for all.
             storage_key=sha256(b"securefl flower simulation"),
         )
@@ -352,7 +353,8 @@ class Node:
 _LABEL = Protocol.SECAGG
 """The protocol in labels of what belongs to the node and to no session."""
 
-_SIMULATED_JOURNAL = MemoryJournal()
+_SIMULATED: dict[int, Journal] = {}
+"""Of the nodes that this process has played; it ends with the simulation."""
 
 
 def _refuse(code: Code, check: Any) -> None:

@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
+
+def _load(name: str, path: Path) -> None:
+    """Test folders are no packages; helpers that several files share are loaded by path."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
 if importlib.util.find_spec("flwr") is not None:
-    _SPEC = importlib.util.spec_from_file_location(
-        "flower_world", Path(__file__).with_name("world.py")
-    )
-    assert _SPEC is not None
-    assert _SPEC.loader is not None
-    _MODULE = importlib.util.module_from_spec(_SPEC)
-    sys.modules["flower_world"] = _MODULE
-    _SPEC.loader.exec_module(_MODULE)
+    _load("flower_world", Path(__file__).with_name("world.py"))
+    _load("flower_cluster", Path(__file__).with_name("cluster.py"))
 
 
 @pytest.fixture(scope="session")
