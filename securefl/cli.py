@@ -94,6 +94,7 @@ def train(
             data_dir=data,
             resume=resume,
             on_round=on_round,
+            on_features=_tell_features,
             should_stop=should_stop,
         )
     if summary is None:
@@ -173,7 +174,7 @@ def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     runs = settings.runs()
-    total = len(runs) * settings.training.rounds
+    total = sum(settings.rounds(run.mode) for run in runs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -200,10 +201,26 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
         bar.update(task, completed=total)
 
 
+def _tell_features(done: int, total: int) -> None:
+    """A line per quarter: features of MNIST take half a minute, before the first round."""
+    quarter = max(total // 4, 1)
+    if done == total or done // quarter > max(done - 8, 0) // quarter:
+        console.print(f"features of {done:,} of {total:,} images")
+
+
 def _position(settings: RunConfig, line: Mapping[str, Any]) -> int:
-    keys = [(run.mode.value, run.target_epsilon, run.seed) for run in settings.runs()]
-    index = keys.index((line["mode"], line["target_epsilon"], line["seed"]))
-    return index * settings.training.rounds + int(line["round"]) + 1
+    before = 0
+    for run in settings.runs():
+        planned = settings.rounds(run.mode)
+        if (run.mode.value, run.target_epsilon, run.seed) == (
+            line["mode"],
+            line["target_epsilon"],
+            line["seed"],
+        ):
+            # A run that uses up its budget may have more rounds than planned.
+            return before + min(int(line["round"]) + 1, planned)
+        before += planned
+    return before
 
 
 def _write_report(out: Path) -> Path | None:
@@ -246,6 +263,13 @@ def _rounded_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
+def _server(summary: Mapping[str, Any]) -> str:
+    """Whom the protocol defends against, in two words."""
+    if summary.get("opened_by") == "peers":
+        return "no server"
+    return f"{summary['adversary']} server"
+
+
 def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -253,7 +277,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         pad_edge=False,
         title=(
             f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
-            f"{summary['protocol']}, {summary['adversary']} server ({summary['fidelity']})"
+            f"{summary['protocol']}, {_server(summary)} ({summary['fidelity']})"
         ),
     )
     table.add_column("mode", no_wrap=True)
@@ -278,10 +302,8 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
     )
     private = [row for row in summary["rows"] if row["epsilon"] is not None]
     if private:
-        output.print(
-            f"ε for one record of one client at δ = {summary['delta']:g}, against everyone who "
-            "sees its updates. Each run has its own ledgers; publishing several runs adds up."
-        )
+        output.print(f"ε at δ = {summary['delta']:g}. {_whose(private, summary)}")
+        output.print("Each run has its own ledgers; publishing several runs adds up.")
     if len(private) < len(summary["rows"]):
         output.print(
             "Without DP the secure sum hides single updates, not what the sum and the model reveal."
@@ -291,6 +313,31 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
     if report is not None:
         output.print(f"Report:  {report}", soft_wrap=True)
+
+
+_WHOSE = {
+    "local-dp": "local-dp: for one record of one client, against everyone who sees its updates.",
+    "distributed-dp": "distributed-dp: for one record, against",
+    "user-level-dp": "user-level-dp: for all of one client's data, against",
+}
+
+
+def _whose(rows: list[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """Unit and onlooker of each private mode; where the noise is shared, the other views too."""
+    said = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        text = _WHOSE.get(mode, f"{mode}:")
+        views = [
+            row["epsilon_by_view"] for row in rows if row["mode"] == mode and "colluding" in row
+        ]
+        if views:
+            alone = max(view["aggregation_broken"] for view in views)
+            text += (
+                f" the server and {summary['assumed_corrupt']} of the clients; against somebody "
+                f"who opened single vectors up to {_rounded_up(alone)}."
+            )
+        said.append(text)
+    return " ".join(said)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

@@ -222,3 +222,65 @@ def test_a_bad_holders_key_leaves_no_half_dealt_set(
     assert isinstance(error, ConfigurationError)
     assert "small order" in str(error)
     assert list((tmp_path / "dealt").iterdir()) == []
+
+
+@pytest.mark.parametrize("taken", ["paillier.public", "paillier.secret"])
+def test_half_of_a_key_pair_in_the_way_is_noticed_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(scheme, "generate_keypair", lambda bits, primes: made.append(bits))
+    (tmp_path / taken).write_bytes(b"old")
+    _, _, error = run("keygen", "--out", tmp_path)
+    assert isinstance(error, ConfigurationError)
+    assert "never overwritten" in str(error)
+    assert made == []
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+
+
+@pytest.mark.parametrize("taken", ["share-003.sealed", "threshold.public"])
+def test_one_file_of_an_older_dealing_stops_a_new_one_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    dealt: list[object] = []
+    monkeypatch.setattr(threshold, "deal", lambda **numbers: dealt.append(numbers))
+    words = holders(tmp_path, 3)
+    (tmp_path / "dealt").mkdir()
+    (tmp_path / "dealt" / taken).write_bytes(b"old")
+    _, _, error = run("deal", *words, "--out", tmp_path / "dealt")
+    assert isinstance(error, ConfigurationError)
+    assert f"{taken} exists" in str(error)
+    assert dealt == []
+    assert [path.name for path in (tmp_path / "dealt").iterdir()] == [taken]
+
+
+def holders(folder: Path, count: int) -> list[object]:
+    words: list[object] = []
+    for i in range(count):
+        run("holder-key", "--out", folder, "--name", i)
+        words += ["--holder", folder / f"{i}.holder.public"]
+    return words
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 3])
+def test_a_dealing_that_does_not_open_its_test_message_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dealt: tuple[threshold.ThresholdPublicKey, list[threshold.KeyShare]],
+    wrong: int,
+) -> None:
+    """Whichever holder's share is the bad one: both sets together have everybody in them."""
+    partial = threshold.KeyShare.partial
+    n = dealt[0].public.n
+
+    def shifted(self: threshold.KeyShare, ciphertexts: list[int]) -> tuple[int, ...]:
+        right = partial(self, ciphertexts)
+        return tuple(c * (1 + n) % n**2 for c in right) if self.index == wrong else right
+
+    monkeypatch.setattr(threshold, "deal", lambda **_: dealt)
+    monkeypatch.setattr(threshold.KeyShare, "partial", shifted)
+    words = holders(tmp_path, 3)
+    _, _, error = run("deal", *words, "--threshold", 2, "--out", tmp_path / "dealt")
+    assert isinstance(error, ConfigurationError)
+    assert "do not open a test message" in str(error)
+    assert list((tmp_path / "dealt").iterdir()) == []

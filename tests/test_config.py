@@ -80,7 +80,7 @@ def test_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("local_dp.sample_rate=1.01", "sample_rate"),
         ("partition.clients=2", "clients"),
         ("aggregation.adversary=malicious", "adversary"),
-        ("aggregation.protocol=peersum", "protocol"),
+        ("aggregation.protocol=gossip", "protocol"),
         ("aggregation.degree=4", 'belongs to protocol "secagg\\+"'),
         ("aggregation.degree=1", "degree"),
         ("aggregation.threshold=11", "threshold"),
@@ -115,6 +115,9 @@ def test_values_out_of_range_are_refused_by_name(override: str, message: str) ->
         (["protocol=lightsecagg", "degree=4"], '"lightsecagg" has no neighbour graph'),
         (["protocol=paillier", "degree=4"], 'degree = 4 belongs to .* "paillier" has no'),
         (["protocol=lightsecagg", "adversary=active", "threshold=5"], "2U must exceed N . T = 10"),
+        (["opening_threads=2"], 'belongs to protocols "paillier" .* found "secagg"'),
+        (["protocol=paillier", "opening_threads=0"], "greater than or equal to 1"),
+        (["protocol=paillier", "opening_threads=257"], "less than or equal to 256"),
         (["experimental_hybrid=true"], 'belongs to protocols "paillier" .* found "secagg"'),
     ],
 )

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+# Both have tests of their own: of what they print, and (tests/examples) of what they measure.
+ELSEWHERE = {"quickstart.py", "convergence.py"}
 CLAIM = re.compile(
     r"(secure (aggregation|sum)s?|clipping|compression|quanti[sz]ation)\s+"
     r"(is|are|gives?|provides?|guarantees?|implies)\s+(also\s+)?"
@@ -37,7 +39,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in EXAMPLES if p.name != "quickstart.py"], ids=lambda path: path.name
+    "path", [p for p in EXAMPLES if p.name not in ELSEWHERE], ids=lambda path: path.name
 )
 def test_example_runs(path: Path) -> None:
     assert python(path).strip()

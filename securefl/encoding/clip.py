@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 
-__all__ = ["Clipped", "clip_by_norm", "l2_norm"]
+__all__ = ["Clipped", "clip_by_norm", "finite_float64", "l2_norm"]
 
 # Squares of numbers in this band neither underflow nor overflow, whatever the dimension.
 _SAFE_LOW, _SAFE_HIGH = 1e-140, 1e140
@@ -80,7 +80,7 @@ def clip_by_norm(values: NDArray[np.floating[Any]], clip_norm: float) -> Clipped
     """
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ConfigurationError(f"clip_norm must be positive and finite, found {clip_norm}")
-    vector = _finite_float64(values)
+    vector = finite_float64(values)
     norm = l2_norm(vector)
     if norm <= clip_norm:
         return Clipped(values=vector, norm=norm, was_clipped=False)
@@ -98,8 +98,12 @@ def clip_by_norm(values: NDArray[np.floating[Any]], clip_norm: float) -> Clipped
     return Clipped(values=clipped, norm=norm, was_clipped=True)
 
 
-def _finite_float64(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """A float64 copy of a float vector, refused if it is no vector or not finite."""
+def finite_float64(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """A float64 copy of a float vector.
+
+    Raises:
+        ConfigurationError: if it is no vector of float32 or float64, or not finite.
+    """
     if not isinstance(values, np.ndarray) or values.dtype not in (np.float32, np.float64):
         found = getattr(values, "dtype", type(values).__name__)
         raise ConfigurationError(f"values must be float32 or float64, found {found}")

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.encoding.clip import clip_by_norm
+from securefl.encoding.contract import AggregateUpdate, Codec
 from securefl.encoding.fixed_point import (
     MAX_RESOLUTION,
     Rounding,
@@ -43,7 +44,7 @@ from securefl.round import AggregateSum, ClientId
 if TYPE_CHECKING:
     from accounting.events import NonPrivate
 
-__all__ = ["AggregateUpdate", "CodecSpec", "UpdateCodec", "Weighting", "sum_encoded"]
+__all__ = ["AggregateUpdate", "Codec", "CodecSpec", "UpdateCodec", "Weighting", "sum_encoded"]
 
 _MERSENNE_31 = (1 << 31) - 1
 _FORMAT = "securefl plain codec 1"
@@ -200,22 +201,6 @@ class CodecSpec:
         return hashlib.sha256(canonical.encode()).digest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AggregateUpdate:
-    """The decoded result of a round.
-
-    Attributes:
-        mean: float64[d], the (weighted) mean update, in the units of the update.
-        weight: what the sum was divided by: the sum of weights, the given denominator, or the
-            number of survivors. Positive.
-        survivors: whose updates are in the sum.
-    """
-
-    mean: NDArray[np.float64]
-    weight: float
-    survivors: tuple[ClientId, ...]
-
-
 class UpdateCodec:
     """Encodes updates to Z_m and decodes the opened sum, without adding noise.
 
@@ -243,6 +228,11 @@ class UpdateCodec:
         self.spec = spec
 
     @property
+    def dimension(self) -> int:
+        """d, coordinates of an update."""
+        return self.spec.dimension
+
+    @property
     def modulus(self) -> int:
         """The ring's m."""
         return self.spec.modulus
@@ -251,6 +241,10 @@ class UpdateCodec:
     def length(self) -> int:
         """Entries of an encoded vector."""
         return self.spec.length
+
+    def digest(self) -> bytes:
+        """The specification's digest; 32 bytes."""
+        return self.spec.digest()
 
     @property
     def sensitivity(self) -> float:

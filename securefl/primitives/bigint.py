@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from securefl.errors import ConfigurationError
+
 __all__ = [
     "Integer",
     "available",
@@ -38,6 +40,7 @@ __all__ = [
     "random_below",
     "random_bits",
     "to_bytes",
+    "usable_threads",
     "using",
 ]
 
@@ -51,6 +54,8 @@ _GMP_FREE_ROUNDS = 24
 """GMP counts its Baillie-PSW test as 24 of the rounds that it is asked for, so it does fewer."""
 
 SMALL_PRIME_LIMIT = 1 << 16
+
+MOST_THREADS = 256
 
 
 def _find_gmpy2() -> ModuleType | None:
@@ -98,15 +103,44 @@ def integer(value: Integer) -> Integer:
     return int(value) if _active is None else _active.mpz(value)
 
 
+def usable_threads(threads: int | None = None) -> int:
+    """How many threads :func:`map_in_threads` should get.
+
+    Args:
+        threads: what somebody asked for; None: one per processor that this process may use, or 1
+            without gmpy2, where threads only take turns.
+
+    Raises:
+        ConfigurationError: unless it is None or a number from 1 to 256.
+    """
+    if threads is None:
+        return 1 if _active is None else min(MOST_THREADS, _processors())
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if not whole or not 1 <= threads <= MOST_THREADS:
+        raise ConfigurationError(
+            f"threads must be a number from 1 to {MOST_THREADS}, or None for one per processor, "
+            f"found {threads!r}"
+        )
+    return threads
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux; it knows what a scheduler or taskset allows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def map_in_threads(
     function: Callable[[Integer], Integer], values: Sequence[Integer], threads: int
 ) -> list[Integer]:
     """The function of every value, in order, in several threads.
 
     GMP's powers run beside each other because each worker tells gmpy2 to let go of the
-    interpreter lock; with Python's integers the threads take turns and nothing is gained.
+    interpreter lock; with Python's integers the threads take turns and nothing is gained. There are
+    never more threads than values.
     """
-    if threads <= 1 or len(values) < threads:
+    threads = min(threads, len(values))
+    if threads <= 1:
         return [function(value) for value in values]
 
     def prepare() -> None:

@@ -119,6 +119,7 @@ def paillier_session(
     corrupt: int = 1,
     present: Collection[ClientId] | None = None,
     identities: Mapping[ClientId, IdentityKey] = MappingProxyType({}),
+    threads: int | None = None,
 ) -> PaillierParties:
     """Fresh machines for one round.
 
@@ -136,6 +137,7 @@ def paillier_session(
         corrupt: A, the clients that are assumed to help the server; at most ``alive`` - 2.
         present: members that take part; default all.
         identities: of clients; whoever has none gets a fresh one, like witness and holders.
+        threads: in which every holder opens; None: one per processor.
 
     Raises:
         ConfigurationError: if b bits do not fit a slot, or the numbers protect nobody.
@@ -191,6 +193,7 @@ def paillier_session(
             directory=directory,
             book=MemoryRoundBook(),
             policy=demands,
+            threads=threads,
         )
     for u, share in zip(terms.share_holders, shares, strict=True):
         parties[u] = ShareHolder(
@@ -202,6 +205,7 @@ def paillier_session(
             directory=directory,
             book=MemoryRoundBook(),
             policy=demands,
+            threads=threads,
         )
     server = PaillierServer(config, terms=terms, directory=directory)
     return PaillierParties(config=config, server=server, clients=clients, parties=parties)

@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import securefl
-from securefl.config import Mode, RunConfig, RunSpec, load_json
+from securefl.config import DataConfig, Mode, RunConfig, RunSpec, load_json
 from securefl.errors import CheckpointError
 from securefl.simulation.engine import (
     SUMMARY,
     Engine,
     OnRound,
-    PrivacyPlan,
     RunResult,
+    make_model,
+    make_plan,
 )
-from securefl.simulation.schemes import secure_sum_facts
+from securefl.simulation.schemes import scheme_of, secure_sum_facts
 from securefl.storage import lock_folder, write_durably
-from securefl.training.data import TrainTest, load
+from securefl.training.data import Dataset, TrainTest, load
+from securefl.training.leaf import load_leaf
+from securefl.training.scattering import Progress, prepared
 
 __all__ = ["CONFIG", "load_stored_config", "run_sweep"]
 
@@ -45,6 +48,7 @@ def run_sweep(
     data_dir: Path | None = None,
     resume: bool = False,
     on_round: OnRound = lambda metrics: None,
+    on_features: Progress = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, Any] | None:
     """Carries out every run of ``config`` below ``out`` and writes ``out/summary.json``.
@@ -55,6 +59,7 @@ def run_sweep(
         data_dir: folder with ``mnist/`` and ``heart_disease/``; default ``SECUREFL_DATA``.
         resume: skip finished runs, continue the one that was cut off.
         on_round: called with the metrics of every round that was carried out.
+        on_features: called with images done and images in all, where a model needs features.
         should_stop: asked between rounds.
 
     Returns:
@@ -65,11 +70,9 @@ def run_sweep(
             configuration.
         DataNotFound: if the data set is not there.
     """
-    dataset_of = _loader(config, data_dir)
-    dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
-    for spec in config.runs():  # an impossible target is found before anything is written
-        if spec.target_epsilon is not None:
-            PrivacyPlan.calibrate(config, spec.target_epsilon)
+    dataset_of = _loader(config, data_dir, on_features)
+    train = dataset_of(config.sweep.seeds[0]).train  # before anything is written: may be missing
+    _check_targets(config, train)  # an impossible target, too
     with _claimed(config, out, resume=resume):
         return _carry_out(
             config,
@@ -79,6 +82,16 @@ def run_sweep(
             on_round=on_round,
             should_stop=should_stop,
         )
+
+
+def _check_targets(config: RunConfig, train: Dataset) -> None:
+    scheme = scheme_of(config)
+    first = {(spec.mode, spec.target_epsilon): spec for spec in reversed(config.runs())}
+    dimensions: dict[Mode, int] = {}
+    for spec in first.values():
+        if spec.mode.shares_noise and spec.mode not in dimensions:
+            dimensions[spec.mode] = make_model(config, spec, train).dim
+        make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), len(train))
 
 
 def _carry_out(
@@ -114,17 +127,33 @@ def _carry_out(
     return summary
 
 
-def _loader(config: RunConfig, data_dir: Path | None) -> Callable[[int], TrainTest]:
-    """The data set as split for a run's seed; every split is read once."""
+def _loader(
+    config: RunConfig, data_dir: Path | None, on_features: Progress
+) -> Callable[[int], TrainTest]:
+    """The data set split for a run's seed, as the model takes it; every split is read once."""
     fixed = config.data.split_seed
 
     @lru_cache(maxsize=4)
     def split(seed: int) -> TrainTest:
-        return load(config.data.name, data_dir, seed=seed, test_fraction=config.data.test_fraction)
+        data = _load(config.data, data_dir, seed)
+        return prepared(data, config.model.name, progress=on_features)
 
     # MNIST brings its own test set, the same for every seed.
     same = fixed if fixed is not None else (0 if config.data.name == "mnist" else None)
     return lambda seed: split(seed if same is None else same)
+
+
+def _load(wanted: DataConfig, data_dir: Path | None, seed: int) -> TrainTest:
+    if wanted.path is None:
+        return load(wanted.name, data_dir, seed=seed, test_fraction=wanted.test_fraction)
+    return load_leaf(
+        wanted.path,
+        data_dir,
+        shape=wanted.shape,
+        classes=wanted.classes,
+        seed=seed,
+        test_fraction=wanted.test_fraction,
+    )
 
 
 def load_stored_config(out: Path) -> RunConfig:
@@ -206,12 +235,12 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "dataset": config.data.name,
+        "dataset": config.data.label,
         "train_size": len(dataset.train),
         "test_size": len(dataset.test),
         "clients": config.partition.clients,
-        "rounds": config.training.rounds,
-        "delta": config.local_dp.delta,
+        "rounds": max(config.rounds(mode) for mode in config.sweep.modes),
+        "delta": config.delta,
         "rows": [
             _row(mode, epsilon, [r.summary for r in results if _key(r.spec) == (mode, epsilon)])
             for mode, epsilon in dict.fromkeys(_key(result.spec) for result in results)
@@ -252,6 +281,18 @@ def _row(mode: Mode, epsilon: float | None, runs: Sequence[Mapping[str, Any]]) -
         "dropped": sum(run["dropped"] for run in runs),
         "bytes_up_per_client": math.fsum(run["bytes_up_per_client"] for run in runs) / len(runs),
         "seconds": math.fsum(run["seconds"] for run in runs),
+        **_largest_views(runs),
+    }
+
+
+def _largest_views(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Epsilon by onlooker, the largest of the runs; nothing where no noise is shared."""
+    views = [run["epsilon_by_view"] for run in runs if "epsilon_by_view" in run]
+    if not views:
+        return {}
+    return {
+        "epsilon_by_view": {name: max(one[name] for one in views) for name in views[0]},
+        "colluding": runs[0]["colluding"],
     }
 
 

@@ -2,15 +2,16 @@
 
 FedOpt (Reddi et al. 2021, *Adaptive federated optimization*, algorithm 1): minus the mean update
 is treated as a gradient and handed to any torch optimiser. With plain SGD at rate 1 this is
-FederatedAveraging, w <- w + mean. The Adam here is torch's, with bias correction and its epsilon;
-the paper's FedAdam has neither. What is done with the mean is post-processing: it cannot weaken a
-privacy guarantee of the mean, nor create one. This module knows no clients.
+FederatedAveraging, w <- w + mean. Adam and Adagrad are torch's; the paper's FedAdam, FedYogi and
+FedAdagrad, without bias correction, are in ``fedopt``. What is done with the mean is
+post-processing: it cannot weaken a privacy guarantee of the mean, nor create one. This module
+knows no clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +20,37 @@ from torch import nn
 from torch.optim import Optimizer
 
 from securefl.errors import CheckpointError, ConfigurationError
+from securefl.training.fedopt import FedAdagrad, FedAdam, FedYogi
 
-__all__ = ["ServerOptimiser"]
+__all__ = ["ServerOptimiser", "ServerStep"]
 
 _NAME_KEY = "optimiser"
+
+
+class ServerStep(Protocol):
+    """What the server does with the decoded mean of a round.
+
+    ``weights`` is what all clients started from: the model, and with some algorithms more than
+    that. ``mean_update`` is the mean of what they sent, which may be longer than the model too.
+    """
+
+    def apply(
+        self,
+        weights: NDArray[np.floating[Any]],
+        mean_update: NDArray[np.floating[Any]],
+        *,
+        survivors: int = 1,
+    ) -> NDArray[np.float32]:
+        """What the clients of the next round start from; the arguments are left unchanged."""
+        ...
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """The state as plain arrays."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        ...
 
 
 class ServerOptimiser:
@@ -76,6 +104,57 @@ class ServerOptimiser:
             dimension=dimension,
         )
 
+    @classmethod
+    def adagrad(
+        cls, dimension: int, *, learning_rate: float = 1e-1, eps: float = 1e-10
+    ) -> ServerOptimiser:
+        """Torch's Adagrad on the pseudo-gradient."""
+        return cls(lambda p: torch.optim.Adagrad(p, lr=learning_rate, eps=eps), dimension=dimension)
+
+    @classmethod
+    def fedadam(
+        cls,
+        dimension: int,
+        *,
+        learning_rate: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        tau: float = 1e-3,
+    ) -> ServerOptimiser:
+        """FedAdam of Reddi et al. (2021): no bias correction, tau below the line."""
+        return cls(
+            lambda p: FedAdam(p, lr=learning_rate, beta1=betas[0], beta2=betas[1], tau=tau),
+            dimension=dimension,
+        )
+
+    @classmethod
+    def fedyogi(
+        cls,
+        dimension: int,
+        *,
+        learning_rate: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        tau: float = 1e-3,
+    ) -> ServerOptimiser:
+        """FedYogi of Reddi et al. (2021)."""
+        return cls(
+            lambda p: FedYogi(p, lr=learning_rate, beta1=betas[0], beta2=betas[1], tau=tau),
+            dimension=dimension,
+        )
+
+    @classmethod
+    def fedadagrad(
+        cls,
+        dimension: int,
+        *,
+        learning_rate: float = 1e-1,
+        beta1: float = 0.0,
+        tau: float = 1e-3,
+    ) -> ServerOptimiser:
+        """FedAdagrad of Reddi et al. (2021)."""
+        return cls(
+            lambda p: FedAdagrad(p, lr=learning_rate, beta1=beta1, tau=tau), dimension=dimension
+        )
+
     @property
     def learning_rate(self) -> float:
         """The rate of the next step; settable, for schedules."""
@@ -88,13 +167,18 @@ class ServerOptimiser:
         self._optimiser.param_groups[0]["lr"] = float(value)
 
     def apply(
-        self, weights: NDArray[np.floating[Any]], mean_update: NDArray[np.floating[Any]]
+        self,
+        weights: NDArray[np.floating[Any]],
+        mean_update: NDArray[np.floating[Any]],
+        *,
+        survivors: int = 1,
     ) -> NDArray[np.float32]:
         """The next global model; the arguments are left unchanged.
 
         Args:
             weights: float[d], the current global model.
             mean_update: float[d], the decoded mean of the clients' updates, finite.
+            survivors: how many clients are in the mean; unread here, see :class:`ServerStep`.
 
         Returns:
             float32[d].
@@ -102,6 +186,7 @@ class ServerOptimiser:
         Raises:
             ConfigurationError: on a wrong length, or NaN or infinity in either.
         """
+        del survivors  # a mean is a mean
         shape = tuple(self._parameter.shape)
         for what, vector in (("weights", weights), ("mean_update", mean_update)):
             if vector.shape != shape:

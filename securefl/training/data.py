@@ -55,12 +55,13 @@ class MalformedData(SecureFLError, ValueError):
 
 
 class DatasetName(StrEnum):
-    """The data sets that :func:`load` knows."""
+    """The data sets that :func:`load` knows, and ``leaf``, which has a loader of its own."""
 
     DIGITS = "digits"
     BREAST_CANCER = "breast-cancer"
     MNIST = "mnist"
     HEART_DISEASE = "heart-disease"
+    LEAF = "leaf"
 
 
 class HeartView(StrEnum):
@@ -170,6 +171,8 @@ def load(
     ((1437, 64), (360, 64))
     """
     kind, heart_view = _member(DatasetName, name), _member(HeartView, view)
+    if kind is DatasetName.LEAF:
+        raise ConfigurationError("a LEAF data set has a path: use securefl.training.leaf.load_leaf")
     if kind is DatasetName.MNIST:
         return _load_mnist(_folder(data_dir, "mnist"), allow_unknown=allow_unknown)
     if kind is DatasetName.DIGITS:

@@ -2,7 +2,9 @@
 
 ``cnn26k`` is the convolutional network that Papernot et al. (2021, *Tempered sigmoid activations
 for deep learning with differential privacy*) and Opacus' MNIST example use; with differential
-privacy take ``activation="tanh"``, whose bounded outputs keep gradients small. No model keeps
+privacy take ``activation="tanh"``, whose bounded outputs keep gradients small. ``cnn1m6`` is the
+network of McMahan et al. (2017, section 3). ``scattering_linear`` is a linear layer on the fixed
+features of ``scattering`` (Tramèr and Boneh 2021), which are computed beforehand. No model keeps
 running statistics or mixes records, so each works with per-record clipping. The initial model is
 public. This module knows no data and no training.
 """
@@ -31,6 +33,8 @@ class ModelName(StrEnum):
     LOGISTIC = "logistic"
     MLP = "mlp"
     CNN26K = "cnn26k"
+    CNN1M6 = "cnn1m6"
+    SCATTERING_LINEAR = "scattering_linear"
 
 
 class Activation(StrEnum):
@@ -58,12 +62,13 @@ def build(
 
     Args:
         name: ``softmax``: one linear layer, initially zero. ``logistic``: the same for two
-            classes. ``mlp``: one hidden layer of 128. ``cnn26k``: 26,010 parameters for
-            1 x 28 x 28 images and 10 classes.
+            classes. ``mlp``: one hidden layer of 128. ``cnn26k``, ``cnn1m6``: 26,010 and 1,663,370
+            parameters for 1 x 28 x 28 images and 10 classes. ``scattering_linear``: like softmax,
+            on records that :func:`securefl.training.scattering.prepared` made.
         input_shape: for example (64,) or (1, 28, 28).
         classes: at least 2.
         seed: of the initial parameters. Torch's global generators are left as they were.
-        activation: between the layers of ``mlp`` and ``cnn26k``.
+        activation: between the layers of ``mlp``, ``cnn26k`` and ``cnn1m6``.
 
     Raises:
         ConfigurationError: on an unknown name, or a shape that the model cannot take.
@@ -87,6 +92,10 @@ def build(
             return _mlp(input_shape, classes, act)
         if kind is ModelName.CNN26K:
             return _cnn26k(input_shape, classes, act)
+        if kind is ModelName.CNN1M6:
+            return _cnn1m6(input_shape, classes, act)
+        if kind is ModelName.SCATTERING_LINEAR:
+            _refuse_images(input_shape)
         return _softmax(input_shape, classes)
 
 
@@ -104,11 +113,23 @@ def _mlp(input_shape: tuple[int, ...], classes: int, act: Callable[[], nn.Module
     )
 
 
-def _cnn26k(input_shape: tuple[int, ...], classes: int, act: Callable[[], nn.Module]) -> nn.Module:
+def _refuse_images(input_shape: tuple[int, ...]) -> None:
+    if len(input_shape) != 1:
+        raise ConfigurationError(
+            "scattering_linear takes scattering features, found records of shape "
+            f"{input_shape}; pass the data through securefl.training.scattering.prepared first"
+        )
+
+
+def _check_mnist(name: str, input_shape: tuple[int, ...], classes: int) -> None:
     if input_shape != (1, 28, 28) or classes != 10:
         raise ConfigurationError(
-            f"cnn26k takes 1 x 28 x 28 images of 10 classes, found {input_shape} and {classes}"
+            f"{name} takes 1 x 28 x 28 images of 10 classes, found {input_shape} and {classes}"
         )
+
+
+def _cnn26k(input_shape: tuple[int, ...], classes: int, act: Callable[[], nn.Module]) -> nn.Module:
+    _check_mnist("cnn26k", input_shape, classes)
     return nn.Sequential(
         nn.Conv2d(1, 16, kernel_size=8, stride=2, padding=3),
         act(),
@@ -120,6 +141,22 @@ def _cnn26k(input_shape: tuple[int, ...], classes: int, act: Callable[[], nn.Mod
         nn.Linear(512, 32),
         act(),
         nn.Linear(32, classes),
+    )
+
+
+def _cnn1m6(input_shape: tuple[int, ...], classes: int, act: Callable[[], nn.Module]) -> nn.Module:
+    _check_mnist("cnn1m6", input_shape, classes)
+    return nn.Sequential(
+        nn.Conv2d(1, 32, kernel_size=5, padding=2),
+        act(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, kernel_size=5, padding=2),
+        act(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 512),
+        act(),
+        nn.Linear(512, classes),
     )
 
 

@@ -69,6 +69,12 @@ def test_the_restart_page_prints_what_its_comment_says() -> None:
     assert run(code).strip() == said
 
 
+def test_the_encoding_page_prints_what_its_comment_says() -> None:
+    *_, code = blocks(DOCS / "explanation" / "encoding.md", "python")
+    (said,) = re.findall(r"# (\d.*)$", code, re.MULTILINE)
+    assert run(code).strip() == said
+
+
 def test_the_tutorials_sum_is_what_it_says() -> None:
     *_, code = blocks(DOCS / "tutorial" / "first-private-round.md", "python")
     (said,) = re.findall(r"# (\[.*)$", code, re.MULTILINE)

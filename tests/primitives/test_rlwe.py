@@ -132,3 +132,27 @@ def test_values_and_secrets_beyond_the_limits_are_refused() -> None:
             mask(bad, shape, a, s, rng.bytes)
     with pytest.raises(ConfigurationError, match="127"):
         rlwe.multiply(a, np.full(DEGREE, 128))
+
+
+def test_a_byte_that_would_favour_one_value_of_a_secret_is_thrown_away() -> None:
+    """256 is no multiple of 3: with byte 255 taken, -1 would come up more often than 1."""
+    drawn = iter([bytes([255] * DEGREE), bytes([255, 0, 1, 2] * (DEGREE // 4)), bytes(DEGREE)])
+    found = secret(lambda count: next(drawn)[:count])
+    assert found.tolist() == ([-1, 0, 1] * DEGREE)[: 3 * DEGREE // 4] + [-1] * (DEGREE // 4)
+
+
+def test_every_coefficient_of_a_masked_vector_carries_fresh_noise() -> None:
+    """With a = 0 the mask is the noise alone: what hides a vector from whoever learns a s."""
+    shape = RlweShape(dimension=DEGREE, bound=50, max_clients=3)
+    rng = np.random.default_rng(4)
+    zero = np.zeros((1, DEGREE), np.uint64)
+    values = rng.integers(-50, 51, DEGREE)
+    masked = mask(values, shape, zero, secret(rng.bytes), np.random.default_rng(5).bytes)
+    noise = masked.astype(np.int64) - ((values + 50) << 10)
+    noise -= (noise > Q // 2) * Q
+    assert np.abs(noise).max() <= 10
+    # 2048 draws of variance 5: six standard errors, a false alarm once in 10^9 seeds; fixed seed.
+    assert abs(noise.mean()) < 6 * np.sqrt(5 / DEGREE)
+    assert abs(noise.var() - 5) < 6 * 5 * np.sqrt(2 / DEGREE)
+    again = mask(values, shape, zero, secret(rng.bytes), np.random.default_rng(6).bytes)
+    assert (again != masked).mean() > 0.7

@@ -16,6 +16,7 @@ from securefl.encoding.codec import CodecSpec, UpdateCodec
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
 from securefl.pipeline import Participant, RoundStatus, private_round
+from securefl.primitives import bigint
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.paillier.messages import Phase
 from securefl.round import ClientId, Cohort, RoundId
@@ -94,6 +95,26 @@ def test_one_seed_gives_one_model_in_every_protocol(tmp_path: Path, digits: Trai
     assert [len(found) for found in models.values()] == [1, 1]
     assert [len(found) for found in drops.values()] == [1, 1]
     assert models[0] != models[1]
+
+
+@pytest.mark.parametrize("protocol", ["paillier", "paillier-threshold"])
+def test_the_configuration_says_in_how_many_threads_holders_open_and_the_model_is_the_same(
+    tmp_path: Path, digits: TrainTest, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[int] = set()
+    in_threads = bigint.map_in_threads
+    monkeypatch.setattr(bigint, "_processors", lambda: 3)
+    monkeypatch.setattr(
+        bigint, "map_in_threads", lambda f, v, n: used.add(n) or in_threads(f, v, n)
+    )
+    models, automatic = set(), 3 if bigint.backend_name() == "gmpy2" else 1
+    for wanted, expected in (("", automatic), ("1", 1), ("2", 2)):
+        used.clear()
+        threads = [f"opening_threads={wanted}"] if wanted else []
+        settings = config(f"protocol={protocol}", *threads, others=("training.rounds=1",))
+        models.add(run(settings, tmp_path / f"run {wanted}", digits)["model_sha256"])
+        assert used == {expected}
+    assert len(models) == 1
 
 
 @pytest.mark.parametrize("protocol", NEW)

@@ -14,6 +14,8 @@ CASES = [
     ("logistic", (30,), 2, 62),
     ("mlp", (1, 28, 28), 10, 101_770),
     ("cnn26k", (1, 28, 28), 10, 26_010),
+    ("cnn1m6", (1, 28, 28), 10, 1_663_370),
+    ("scattering_linear", (3969,), 10, 39_700),
 ]
 
 
@@ -60,12 +62,20 @@ def test_the_activation_is_used():
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "message"),
     [
-        ("resnet", (4,), 2, "expected one of softmax, logistic, mlp, cnn26k; found 'resnet'"),
+        (
+            "resnet",
+            (4,),
+            2,
+            "expected one of softmax, logistic, mlp, cnn26k, cnn1m6, scattering_linear; "
+            "found 'resnet'",
+        ),
         ("softmax", (4,), 1, "at least 2 classes"),
         ("softmax", (), 2, "positive input shape"),
         ("softmax", (0,), 2, "positive input shape"),
         ("logistic", (4,), 3, "2 classes"),
         ("cnn26k", (64,), 10, "28 x 28"),
+        ("cnn1m6", (1, 28, 28), 2, "28 x 28"),
+        ("scattering_linear", (1, 28, 28), 10, "scattering features"),
     ],
 )
 def test_an_impossible_model_is_refused(name, shape, classes, message):

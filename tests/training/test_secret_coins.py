@@ -10,7 +10,8 @@ import securefl.training
 
 ENCODING = sorted(Path(securefl.encoding.__file__).parent.glob("*.py"))
 TRAINING = Path(securefl.training.__file__).parent
-PRIVATE = [*ENCODING, TRAINING / "randomness.py", TRAINING / "dpsgd.py"]
+NAMES = ("randomness.py", "dpsgd.py", "clipped_sum.py")
+PRIVATE = [*ENCODING, *(TRAINING / name for name in NAMES)]
 
 FORBIDDEN_MODULES = {"random", "secrets", "numpy.random", "torch.random"}
 # torch.manual_seed, torch.randn, tensor.normal_, opacus' _generate_noise, rng.permutation, ...

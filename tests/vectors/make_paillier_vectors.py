@@ -451,7 +451,7 @@ def _product(recorder: Recorder, frames: list[bytes]) -> bytes:
     total = None
     for frame in frames:
         total = check.multiply(total, check.frame(frame).ciphertexts)
-    block: bytes = check.product_block(total)
+    block: bytes = check.product_block(total, terms=len(frames))
     return block
 
 

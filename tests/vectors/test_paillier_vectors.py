@@ -171,9 +171,10 @@ class Second:
         self.frames.add(header + body + signature)
         return header + body + signature
 
-    def block(self, ciphertexts: list[int]) -> bytes:
+    def block(self, ciphertexts: list[int], terms: int = 1) -> bytes:
         head = self.key_id + bytes([1, 1, self.w]) + self.B.to_bytes(8, "big")
         head += self.m.to_bytes(4, "big") + len(ciphertexts).to_bytes(4, "big")
+        head += terms.to_bytes(4, "big")
         return head + b"".join(c.to_bytes(self.W, "big") for c in ciphertexts)
 
     def submission(self, u: int) -> tuple[list[int], bytes]:
@@ -217,7 +218,7 @@ class Second:
         self.product = [
             prod(column) % self.N for column in zip(*(c for c, _ in sent.values()), strict=True)
         ]
-        block = self.block(self.product)
+        block = self.block(self.product, len(self.U3))
         entries = b"".join(u32(u) + sha(frame) for u, (_, frame) in sent.items())
         count = u32(len(self.U3))
         self.listed = sha(b"securefl/paillier/list/v1", self.session, count, entries)

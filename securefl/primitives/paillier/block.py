@@ -1,9 +1,15 @@
 """The bytes of a vector of ciphertexts, and what is accepted as a ciphertext.
 
-    key_id 32 | mode u8 | s u8 | width u8 | bound u64 | dimension u32 | count u32 | count x W
+    key_id 32 | mode u8 | s u8 | width u8 | bound u64 | dimension u32 | count u32 | terms u32
+    count x W
 
-All big-endian, W = bytes of n^(s+1). There is no exponent, no decimal and no field that depends on
-the values: two vectors of one shape have equal length and equal headers.
+All big-endian, W = bytes of n^(s+1). ``terms`` says how many vectors are summed inside: 1 in a
+submission, K in the product of K submissions. A header whose terms could overflow its slots is
+refused, when it is made and when it is read. There is no exponent, no decimal and no field that
+depends on the values: two vectors of one shape have equal length and equal headers.
+
+The header is a statement of whoever wrote it. Deciders hold it against the list of signed
+submissions, and offsets are removed with the length of that list.
 """
 
 from __future__ import annotations
@@ -13,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from securefl.errors import WireError
+from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import bigint
 from securefl.primitives.paillier.algebra import MAX_DEGREE, Degree
 
 __all__ = ["HEADER_BYTES", "Block", "BlockMode", "are_ciphertexts"]
 
-_HEADER = struct.Struct(">32sBBBQII")
+_HEADER = struct.Struct(">32sBBBQIII")
 HEADER_BYTES = _HEADER.size
 
 
@@ -41,7 +47,11 @@ class Block:
         width: slot width w in bits.
         bound: B, the values' bound.
         dimension: how many values are packed.
+        terms: how many vectors are summed inside, at least 1.
         ciphertexts: ceil(dimension / slots) of them, each in (0, n^(s+1)).
+
+    Raises:
+        ConfigurationError: if there is no term, or sums of so many could leave their slots.
     """
 
     key_id: bytes
@@ -50,14 +60,23 @@ class Block:
     width: int
     bound: int
     dimension: int
+    terms: int
     ciphertexts: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if self.terms < 1 or (2 * self.bound * self.terms) >> self.width:
+            most = ((1 << self.width) - 1) // (2 * max(1, self.bound))
+            raise ConfigurationError(
+                f"slots of {self.width} bits hold sums of 1 to {most} values up to {self.bound}, "
+                f"found {self.terms}: add up fewer vectors, or size the slots for more"
+            )
+
     @property
-    def shape(self) -> tuple[bytes, int, int, int, int, int, int]:
-        """Everything but the ciphertexts: equal for all blocks that may be multiplied."""
+    def shape(self) -> tuple[bytes, int, int, int, int, int, int, int]:
+        """Everything but the ciphertexts: equal for all submissions of a round."""
         return (
             self.key_id, self.mode, self.s, self.width, self.bound, self.dimension,
-            len(self.ciphertexts),
+            len(self.ciphertexts), self.terms,
         )  # fmt: skip
 
     def to_bytes(self, degree: Degree) -> bytes:
@@ -71,12 +90,13 @@ class Block:
         """Reads :meth:`to_bytes` and checks every ciphertext (:func:`are_ciphertexts`).
 
         Raises:
-            WireError: on malformed bytes, another degree, a wrong length, or a number that is no
-                ciphertext. The message holds no value: it could be a factor of n.
+            WireError: on malformed bytes, another degree, a wrong length, more terms than the slots
+                hold, or a number that is no ciphertext. The message holds no value: it could be a
+                factor of n.
         """
         if len(data) < HEADER_BYTES:
             raise WireError(f"a block has at least {HEADER_BYTES} bytes, found {len(data)}")
-        key_id, mode, s, width, bound, dimension, count = _HEADER.unpack_from(data)
+        key_id, mode, s, width, bound, dimension, count, terms = _HEADER.unpack_from(data)
         if mode not in set(BlockMode):
             raise WireError(f"unknown block mode {mode}")
         if s != degree.s or not 1 <= s <= MAX_DEGREE:
@@ -91,15 +111,19 @@ class Block:
         numbers = tuple(int.from_bytes(body[i : i + W], "big") for i in range(0, len(body), W))
         if not are_ciphertexts(numbers, degree):
             raise WireError("a block holds a number that is no ciphertext under this key")
-        return cls(
-            key_id=key_id,
-            mode=BlockMode(mode),
-            s=s,
-            width=width,
-            bound=bound,
-            dimension=dimension,
-            ciphertexts=numbers,
-        )
+        try:
+            return cls(
+                key_id=key_id,
+                mode=BlockMode(mode),
+                s=s,
+                width=width,
+                bound=bound,
+                dimension=dimension,
+                terms=terms,
+                ciphertexts=numbers,
+            )
+        except ConfigurationError as error:
+            raise WireError(f"a block announces an impossible sum: {error}") from None
 
 
 def are_ciphertexts(numbers: Sequence[int], degree: Degree) -> bool:

@@ -160,8 +160,8 @@ class SecretKey:
         """A checked secret key.
 
         Raises:
-            ConfigurationError: if p or q is not prime, they are of unequal length or too close,
-                n is not of full length, or gcd(n, phi(n)) is not 1. No message holds p or q.
+            ConfigurationError: if p or q is not prime, they are of unequal length or too close, or
+                n is not of full length. No message holds p or q.
         """
         if not all(isinstance(x, int) and not isinstance(x, bool) and x > 1 for x in (p, q)):
             raise ConfigurationError("the primes of a secret key must be positive integers")
@@ -176,8 +176,8 @@ class SecretKey:
         public = PublicKey.from_numbers(p * q, min_bits=min_bits)
         if not bigint.is_prime(p) or not bigint.is_prime(q):
             raise ConfigurationError("a factor of the modulus is not prime")
-        if bigint.gcd(p * q, (p - 1) * (q - 1)) != 1:
-            raise ConfigurationError("gcd(n, phi(n)) is not 1: decryption would not be unique")
+        # gcd(n, phi(n)) = 1, on which decryption rests, holds for unequal primes of one length: p
+        # could only divide q - 1 if q > 2p.
         return cls(p, q, public)
 
     def primes(self) -> tuple[int, int]:

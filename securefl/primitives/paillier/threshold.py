@@ -263,8 +263,6 @@ class ThresholdPublicKey:
         N, v_i = degree.modulus, self.verification[index - 1]
         if not 0 <= proof.response < 1 << (_nonce_bits(self) + 1):
             return False
-        if not 0 <= proof.challenge < 1 << (8 * _CHALLENGE_BYTES):
-            return False
         seed, base, image = _batch(self, index, ciphertexts, partials, context)
         minus = proof.challenge
         a = bigint.powmod(base, proof.response, N) * bigint.invert(
@@ -313,7 +311,12 @@ class KeyShare:
             )
 
     def partial(self, ciphertexts: Sequence[int], *, threads: int = 1) -> tuple[int, ...]:
-        """Partials c^(2 Delta s_i), one per ciphertext; what may be opened is not its matter."""
+        """Partials c^(2 Delta s_i), one per ciphertext; what may be opened is not its matter.
+
+        Args:
+            ciphertexts: checked by :func:`~.block.are_ciphertexts` beforehand.
+            threads: how many work side by side; worth it with gmpy2 only.
+        """
         exponent = 2 * self.public.delta * self._value
         N = self.public.degree.modulus
         return tuple(
@@ -327,6 +330,7 @@ class KeyShare:
         ciphertexts: Sequence[int],
         context: bytes,
         *,
+        threads: int = 1,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> tuple[tuple[int, ...], PartialProof]:
         """Partials and one proof for all of them.
@@ -334,9 +338,10 @@ class KeyShare:
         Args:
             ciphertexts: checked by :func:`~.block.are_ciphertexts` beforehand.
             context: session, round and contributor list.
+            threads: as in :meth:`partial`.
             random_bytes: source of the secret nonce.
         """
-        partials = self.partial(ciphertexts)
+        partials = self.partial(ciphertexts, threads=threads)
         public, N = self.public, self.public.degree.modulus
         seed, base, image = _batch(public, self.index, ciphertexts, partials, context)
         r = 1 + bigint.random_bits(_nonce_bits(public), random_bytes)

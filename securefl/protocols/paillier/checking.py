@@ -151,8 +151,13 @@ class SubmissionCheck:
             hybrid=terms.mode is BlockMode.HYBRID,
         )
 
-    def block(self, data: bytes) -> tuple[int, ...]:
+    def block(self, data: bytes, *, terms: int = 1) -> tuple[int, ...]:
         """The ciphertexts of a block of this round's one shape.
+
+        Args:
+            data: its bytes.
+            terms: how many submissions it must announce: 1 in a client's, in a product as many as
+                the contributor list names.
 
         Raises:
             BadSubmission: if it has another shape or holds a number that is no ciphertext.
@@ -161,13 +166,13 @@ class SubmissionCheck:
             block = Block.from_bytes(data, self._terms.degree)
         except WireError:
             raise BadSubmission(RefusalReason.BAD_CIPHERTEXT) from None
-        if block.shape != self._terms.shape(self._config.m):
+        if block.shape != self._terms.shape(self._config.m, terms=terms):
             raise BadSubmission(RefusalReason.BAD_CIPHERTEXT)
         return block.ciphertexts
 
-    def product_block(self, products: Sequence[bigint.Integer]) -> bytes:
-        """The bytes of a product with the round's shape."""
-        return self._terms.block_of(self._config.m, map(int, products))
+    def product_block(self, products: Sequence[bigint.Integer], *, terms: int) -> bytes:
+        """The bytes of a product of so many submissions, with the round's shape."""
+        return self._terms.block_of(self._config.m, map(int, products), terms=terms)
 
     def multiply(
         self, total: list[bigint.Integer] | None, ciphertexts: Sequence[int]

@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 from securefl.errors import ConfigurationError, DecryptionRefused, WireError
+from securefl.primitives import bigint
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import BadPlaintext, SecretKey
 from securefl.primitives.paillier.threshold import KeyShare, ThresholdPublicKey
@@ -232,7 +233,7 @@ class _Decider(ABC):
                 total = self._check.multiply(total, self._check.frame(data).ciphertexts)
             except BadSubmission as error:
                 raise _No(error.reason) from None
-        block = self._check.product_block(total or [])
+        block = self._check.product_block(total or [], terms=len(contributors))
         if product_digest(block) != request.product_digest:
             raise _No(RefusalReason.PRODUCT_MISMATCH)
         return contributors, block
@@ -329,7 +330,8 @@ class KeyHolder(_Decider):
     """Opens one witnessed product per session, and refuses everything else.
 
     With the server (or a witness) it reads every update: it must be somebody else. It never accepts
-    a message that carries single submissions. ``threads`` open ciphertexts side by side.
+    a message that carries single submissions. ``threads`` open ciphertexts side by side; None: one
+    per processor.
     """
 
     _ACCEPTS = MessageType.OPEN_REQUEST
@@ -345,13 +347,13 @@ class KeyHolder(_Decider):
         directory: IdentityDirectory,
         book: RoundBook,
         policy: DeciderPolicy | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> None:
         if party != terms.key_holder:
             raise ConfigurationError(f"{party} is not the key holder of these terms")
         if secret.public != terms.public:
             raise ConfigurationError("the secret key does not belong to the terms' public key")
-        self._secret, self._threads = secret, threads
+        self._secret, self._threads = secret, bigint.usable_threads(threads)
         super().__init__(
             party,
             config,
@@ -367,7 +369,7 @@ class KeyHolder(_Decider):
         listed = self._admit(request.contributors)
         self._check_statements(request, listed)
         try:
-            ciphertexts = self._check.block(request.block)
+            ciphertexts = self._check.block(request.block, terms=len(request.contributors))
         except BadSubmission as error:
             raise _No(error.reason) from None
         self._bind(sha256(listed, product_digest(request.block)))
@@ -392,7 +394,7 @@ class ShareHolder(_Decider):
 
     t share holders read every ciphertext that they hold. Without witnesses in the terms a share
     holder sees the submissions and recomputes the product itself; with witnesses it sees the
-    product only.
+    product only. ``threads`` work on ciphertexts side by side; None: one per processor.
     """
 
     def __init__(
@@ -406,6 +408,7 @@ class ShareHolder(_Decider):
         directory: IdentityDirectory,
         book: RoundBook,
         policy: DeciderPolicy | None = None,
+        threads: int | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         if party not in terms.share_holders:
@@ -418,6 +421,7 @@ class ShareHolder(_Decider):
                 f"{terms.share_holders.index(party) + 1}"
             )
         self._share, self._random_bytes = share, random_bytes
+        self._threads = bigint.usable_threads(threads)
         self._ACCEPTS = MessageType.OPEN_REQUEST if terms.witnesses else MessageType.CHECK_REQUEST
         super().__init__(
             party,
@@ -436,10 +440,11 @@ class ShareHolder(_Decider):
             listed = list_digest(self._end.config_digest, contributors)
         else:
             request = OpenRequest.decode(body, most=self._config.n)
-            listed, block = self._admit(request.contributors), request.block
+            contributors, block = list(request.contributors), request.block
+            listed = self._admit(contributors)
             self._check_statements(request, listed)
         try:
-            ciphertexts = self._check.block(block)
+            ciphertexts = self._check.block(block, terms=len(contributors))
         except BadSubmission as error:
             raise _No(error.reason) from None
         bound = sha256(listed, product_digest(block))
@@ -449,6 +454,7 @@ class ShareHolder(_Decider):
             partials, proof = self._share.partial_with_proof(
                 ciphertexts,
                 partial_context(self._end.config_digest, bound),
+                threads=self._threads,
                 random_bytes=self._random_bytes,
             )
             answer = Partials(list_digest=listed, partials=partials, proof=proof)

@@ -39,6 +39,7 @@ from securefl.protocols.machine import (
     Outbound,
     PhaseClosed,
     Reason,
+    Refused,
 )
 from securefl.protocols.messages import Abort
 from securefl.protocols.paillier.checking import BadSubmission, SubmissionCheck
@@ -68,14 +69,6 @@ _BY_REASON = {
     RefusalReason.BAD_SIGNATURE: Reason.INVALID_SIGNATURE,
     RefusalReason.BAD_PROOF: Reason.INVALID_SHARE,
 }
-
-
-class _Refused(Exception):
-    """Content that costs its sender the place in the session."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
 
 
 class PaillierServer:
@@ -226,9 +219,9 @@ class PaillierServer:
             raise self._end.unexpected(u, f"{kind.name} in phase {self._phase}")
         try:
             counted = self._handle(kind, u, parsed, frame)
-        except (WireError, _Refused) as error:
+        except (WireError, Refused) as error:
             self._gone.add(u)
-            reason = error.reason if isinstance(error, _Refused) else Reason.MALFORMED
+            reason = error.reason if isinstance(error, Refused) else Reason.MALFORMED
             return [ClientDropped(client=u, phase=str(self._phase), reason=reason)]
         self._accepted[kind, u] = digest
         if kind is MessageType.REFUSAL:
@@ -305,7 +298,7 @@ class PaillierServer:
         try:
             ciphertexts = self._check.content(u, body)
         except BadSubmission as error:
-            raise _Refused(_BY_REASON.get(error.reason, Reason.MALFORMED)) from None
+            raise Refused(_BY_REASON.get(error.reason, Reason.MALFORMED)) from None
         if not self._with_body:
             return self._add(u, ciphertexts, data)
         self._waiting[u] = (ciphertexts, data)
@@ -324,7 +317,7 @@ class PaillierServer:
         ciphertexts, data = self._waiting.pop(u)
         body = self._bodies.pop(u)
         if sha256(body) != self._check.parse(bytes(decode_frame(data).body)).body_digest:
-            raise _Refused(Reason.EQUIVOCATION)
+            raise Refused(Reason.EQUIVOCATION)
         if self._total is None:
             self._total = np.zeros(self._config.m, dtype=np.uint64)
         add_packed(self._total, body, rlwe.MODULUS_BITS)
@@ -339,7 +332,7 @@ class PaillierServer:
         found = ProductStatement.decode(body)
         mine = (self._listed, product_digest(self._block), len(self._contributors))
         if (found.list_digest, found.product_digest, found.count) != mine:
-            raise _Refused(Reason.EQUIVOCATION)
+            raise Refused(Reason.EQUIVOCATION)
         self._statements[u] = data
         return True
 
@@ -348,10 +341,10 @@ class PaillierServer:
         dimension = self._terms.block_dimension(self._config.m)
         opened = Opened.decode(body, m=dimension, width=layout.width)
         if opened.list_digest != self._listed or opened.count != len(self._contributors):
-            raise _Refused(Reason.EQUIVOCATION)
+            raise Refused(Reason.EQUIVOCATION)
         most = 2 * layout.bound * opened.count
         if opened.slots.size and int(opened.slots.max()) > most:
-            raise _Refused(Reason.MALFORMED)
+            raise Refused(Reason.MALFORMED)
         self._slots = opened
         return True
 
@@ -361,13 +354,13 @@ class PaillierServer:
         product = [] if self._product is None else [int(c) for c in self._product]
         found = Partials.decode(body, count=len(product), width=degree.ciphertext_bytes)
         if found.list_digest != self._listed:
-            raise _Refused(Reason.EQUIVOCATION)
+            raise Refused(Reason.EQUIVOCATION)
         index = self._terms.share_holders.index(u) + 1
         if found.proof is not None:
             bound = sha256(self._listed, product_digest(self._block))
             context = partial_context(self._end.config_digest, bound)
             if not key.verify(index, product, found.partials, found.proof, context):
-                raise _Refused(Reason.INVALID_SHARE)
+                raise Refused(Reason.INVALID_SHARE)
         self._partials[index] = found.partials
         return True
 
@@ -455,7 +448,7 @@ class PaillierServer:
         self._U3 = members
         self._contributors = tuple(Contributor(u, sha256(self._frames[u])) for u in members)
         self._listed = list_digest(self._end.config_digest, self._contributors)
-        self._block = self._check.product_block(self._product or [])
+        self._block = self._check.product_block(self._product or [], terms=len(members))
         first = self._terms.witnesses or (
             self._terms.share_holders if self._terms.key_holder is None else ()
         )

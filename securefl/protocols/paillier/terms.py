@@ -191,12 +191,12 @@ class PaillierTerms:
         layout = self.layout
         return rlwe.RlweShape(dimension=m, bound=layout.bound, max_clients=layout.max_clients)
 
-    def shape(self, m: int) -> tuple[bytes, int, int, int, int, int, int]:
-        """The one shape that blocks have in a round of m values."""
+    def shape(self, m: int, *, terms: int = 1) -> tuple[bytes, int, int, int, int, int, int, int]:
+        """The one shape that sums of so many submissions have in a round of m values."""
         layout, dimension = self.block_layout, self.block_dimension(m)
         return (
             self.key.key_id, self.mode, self.s, layout.width, layout.bound, dimension,
-            layout.ciphertexts(self.degree, dimension),
+            layout.ciphertexts(self.degree, dimension), terms,
         )  # fmt: skip
 
     def block_bytes(self, m: int) -> int:
@@ -204,9 +204,13 @@ class PaillierTerms:
         count = self.block_layout.ciphertexts(self.degree, self.block_dimension(m))
         return HEADER_BYTES + count * self.degree.ciphertext_bytes
 
-    def block_of(self, m: int, ciphertexts: Iterable[int]) -> bytes:
-        """The bytes of a block of a round of m values."""
-        key_id, _, s, width, bound, dimension, _ = self.shape(m)
+    def block_of(self, m: int, ciphertexts: Iterable[int], *, terms: int = 1) -> bytes:
+        """The bytes of a block of a round of m values: a submission, or a product of ``terms``.
+
+        Raises:
+            ConfigurationError: if the slots do not hold so many terms.
+        """
+        key_id, _, s, width, bound, dimension, *_ = self.shape(m)
         block = Block(
             key_id=key_id,
             mode=self.mode,
@@ -214,6 +218,7 @@ class PaillierTerms:
             width=width,
             bound=bound,
             dimension=dimension,
+            terms=terms,
             ciphertexts=tuple(ciphertexts),
         )
         return block.to_bytes(self.degree)

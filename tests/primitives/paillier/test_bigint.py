@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from securefl.errors import ConfigurationError
 from securefl.primitives import bigint
 
 pytestmark = pytest.mark.filterwarnings("ignore:gmpy2 is not installed:RuntimeWarning")
@@ -127,3 +128,50 @@ def test_gmp_is_asked_for_as_many_random_rounds_as_we_promise(
         monkeypatch.setattr(bigint, "_active", Spy)
         assert bigint.is_prime((1 << 127) - 1)
     assert asked == [bigint.ROUNDS + 24]
+
+
+@pytest.mark.parametrize("name", bigint.available())
+def test_unless_told_there_is_one_thread_per_processor_that_may_be_used(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bigint.using(name):
+        for found in (1, 3, 1000):
+            monkeypatch.setattr(bigint, "_processors", lambda found=found: found)
+            expected = min(found, 256) if name == "gmpy2" else 1
+            assert bigint.usable_threads() == expected
+            assert bigint.usable_threads(7) == 7
+
+
+def test_a_processor_that_the_scheduler_withholds_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bigint.os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
+    assert bigint._processors() == 3
+    monkeypatch.delattr(bigint.os, "sched_getaffinity")
+    monkeypatch.setattr(bigint.os, "cpu_count", lambda: None)
+    assert bigint._processors() == 1
+
+
+@pytest.mark.parametrize("bad", [0, -1, 257, True, 2.0, "2"])
+def test_impossible_numbers_of_threads_are_refused(bad: object) -> None:
+    with pytest.raises(ConfigurationError, match="threads must be a number from 1 to 256"):
+        bigint.usable_threads(bad)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("values", "threads", "most"), [(0, 4, 0), (1, 4, 0), (3, 8, 3), (9, 2, 2)]
+)
+def test_there_are_never_more_threads_than_values(
+    monkeypatch: pytest.MonkeyPatch, values: int, threads: int, most: int
+) -> None:
+    made: list[int] = []
+    pool = bigint.ThreadPoolExecutor
+
+    def spy(count: int, **more: object) -> object:
+        made.append(count)
+        return pool(count, **more)  # type: ignore[arg-type]  # passed on as it came
+
+    monkeypatch.setattr(bigint, "ThreadPoolExecutor", spy)
+    numbers = list(range(values))
+    assert bigint.map_in_threads(lambda x: x * x, numbers, threads) == [x * x for x in numbers]
+    assert made == ([most] if most else [])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securefl.errors import WireError
+from securefl.errors import ConfigurationError, WireError
 from securefl.primitives.paillier import Encryptor, SecretKey, SlotLayout
 from securefl.primitives.paillier.block import HEADER_BYTES, Block, BlockMode, are_ciphertexts
 
@@ -24,6 +26,7 @@ def block(key: SecretKey, s: int, values: list[int]) -> Block:
         width=layout.width,
         bound=127,
         dimension=len(values),
+        terms=1,
         ciphertexts=encryptor.encrypt(packed).ciphertexts,
     )
 
@@ -84,8 +87,46 @@ def test_malformed_blocks_are_refused(small_key: SecretKey, data: st.DataObject)
     assert kind == "flip"
 
 
+@pytest.mark.parametrize("mode", [0, 3, 255])
+def test_a_block_of_an_unknown_mode_is_refused(small_key: SecretKey, mode: int) -> None:
+    degree = small_key.public.degree(1)
+    data = bytearray(block(small_key, 1, [1]).to_bytes(degree))
+    data[32] = mode
+    with pytest.raises(WireError, match=f"unknown block mode {mode}"):
+        Block.from_bytes(bytes(data), degree)
+
+
 def test_a_block_of_another_degree_is_refused(small_key: SecretKey) -> None:
     made = block(small_key, 2, [1])
     data = made.to_bytes(small_key.public.degree(2))
     with pytest.raises(WireError, match="degree"):
         Block.from_bytes(data, small_key.public.degree(1))
+
+
+@given(st.integers(1, 1 << 20), st.integers(1, 300), st.integers(0, 3), st.data())
+def test_a_header_announces_as_many_terms_as_its_slots_hold_and_no_more(
+    small_key: SecretKey, bound: int, most: int, guard: int, data: st.DataObject
+) -> None:
+    layout = SlotLayout(bound=bound, max_clients=most, guard=guard)
+    degree = small_key.public.degree(1)
+    one = Block(
+        key_id=bytes(32),
+        mode=BlockMode.PACKED,
+        s=1,
+        width=layout.width,
+        bound=bound,
+        dimension=0,
+        terms=data.draw(st.integers(1, most)),
+        ciphertexts=(),
+    )
+    written = one.to_bytes(degree)
+    assert written[-4:] == one.terms.to_bytes(4, "big")
+    assert Block.from_bytes(written, degree) == one
+    full = ((1 << layout.width) - 1) // (2 * bound)
+    assert full >= most
+    dataclasses.replace(one, terms=full)
+    for wrong in (0, full + 1, (1 << 32) - 1):
+        with pytest.raises(ConfigurationError, match=f"sums of 1 to {full} values"):
+            dataclasses.replace(one, terms=wrong)
+        with pytest.raises(WireError, match="impossible sum"):
+            Block.from_bytes(written[:-4] + wrong.to_bytes(4, "big"), degree)

@@ -254,3 +254,19 @@ def test_threads_open_the_same_in_the_same_order(
     assert key.decrypt_all(ciphertexts, threads=threads) == messages
     with pytest.raises(ZeroDivisionError):
         bigint.map_in_threads(lambda x: bigint.invert(x, 9), [1, 2, 3, 4, 5, 7, 8], threads)
+
+
+def test_classic_randomness_is_a_unit_also_when_the_source_gives_a_factor(
+    small_key: SecretKey,
+) -> None:
+    """A ciphertext under r = p would hand p to whoever takes one greatest common divisor."""
+    p, q = small_key.primes()
+    drawn = iter([p, 3 * q, 12345])
+    encryptor = Encryptor(
+        small_key.public,
+        randomness="classic",
+        random_bytes=lambda count: next(drawn).to_bytes(count, "big"),
+    )
+    (c,) = encryptor.encrypt([7]).ciphertexts
+    n = small_key.public.n
+    assert c == (1 + 7 * n) * pow(12345, n, n * n) % (n * n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import bigint
-from securefl.primitives.paillier import PublicKey, SecretKey, generate_keypair
+from securefl.primitives.paillier import PublicKey, SecretKey, generate_keypair, keys
 
 PRIME_1024 = 2**1024 - 105  # the largest prime below 2^1024
 
@@ -152,6 +153,8 @@ def test_a_secret_key_shows_and_copies_nothing(small_key: SecretKey) -> None:
     for leak in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             leak(small_key)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        small_key.__getstate__()
 
 
 def test_public_bytes_contain_no_factor(small_key: SecretKey) -> None:
@@ -182,3 +185,63 @@ def bigint_prime(bits: int, skip: int = 0) -> int:
     """A prime of that length with its two highest bits set."""
     found = (x for x in range((3 << (bits - 2)) + 1, 1 << bits, 2) if bigint.is_prime(x))
     return next(x for i, x in enumerate(found) if i == skip)
+
+
+def test_a_modulus_whose_derived_base_is_one_modulo_a_factor_is_refused() -> None:
+    # 65537 * 8507209, found by search: the hash of this modulus is 1 or -1 modulo its first factor.
+    n = 557536956233
+    assert PublicKey(n).base % 65537 == 1
+    with pytest.raises(ConfigurationError, match="derived base"):
+        PublicKey.from_numbers(n, min_bits=40)
+
+
+@given(st.integers(0, 1 << 60))
+def test_the_modulus_of_an_accepted_key_is_coprime_to_its_totient(seed: int) -> None:
+    """What makes decryption unique follows from unequal primes of one length."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    found: list[int] = []
+    while len(set(found)) < 2:
+        candidate = int(rng.integers(1 << 31, 1 << 32)) | 3 << 30 | 1
+        found += [candidate] * bigint.is_prime(candidate)
+    p, q = sorted(set(found))[:2]
+    assert math.gcd(p * q, (p - 1) * (q - 1)) == 1
+
+
+def test_a_number_of_a_key_is_written_in_one_way_only(small_key: SecretKey) -> None:
+    n = small_key.public.n.to_bytes(64, "big")
+    p, q = (x.to_bytes(32, "big") for x in small_key.primes())
+    public, secret = small_key.public.to_bytes(), small_key.to_secret_bytes()
+    assert public == b"SFLP\1\1" + (64).to_bytes(2, "big") + n
+    assert secret == b"SFLP\1\2" + (32).to_bytes(2, "big") + p + q
+    with pytest.raises(WireError, match="zero byte"):
+        PublicKey.from_bytes(public[:6] + (65).to_bytes(2, "big") + b"\0" + n, min_bits=512)
+    longer = secret[:6] + (33).to_bytes(2, "big") + b"\0" + p + b"\0" + q
+    with pytest.raises(WireError, match="zero byte"):
+        SecretKey.from_bytes(longer, min_bits=512)
+
+
+def test_primes_with_more_than_the_factor_two_in_common_are_drawn_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gcd(p-1, q-1) = 2, or squares would not be one cycle for either kind of primes."""
+    start = bigint_prime(256)
+    blum = [x for x in range(start, start + 20_000, 2) if x % 4 == 3 and bigint.is_prime(x)]
+    three = [x for x in blum if x % 3 == 1][:2]
+    other = next(x for x in blum if bigint.gcd(x - 1, three[0] - 1) == 2)
+    # Neighbouring primes are too close for a key, so one of each pair is moved far away.
+    far = next(
+        x for x in range((1 << 256) - 1, 0, -4)
+        if x % 3 == 1 and bigint.gcd(x - 1, three[0] - 1) > 2 and bigint.is_prime(x)
+    )  # fmt: skip
+    fine = next(
+        x for x in range((1 << 256) - 1, 0, -4)
+        if bigint.gcd(x - 1, other - 1) == 2 and bigint.is_prime(x)
+    )  # fmt: skip
+    drawn = iter([three[0], far, other, fine])
+    monkeypatch.setattr(keys, "_blum_prime", lambda bits, random_bytes: next(drawn))
+    made = generate_keypair(512, primes="blum", min_bits=512)
+    assert set(made.primes()) == {other, fine}
+    # Such a pair is a key all the same if somebody brings it: only blinding assumes more.
+    SecretKey.from_numbers(three[0], far, min_bits=512)

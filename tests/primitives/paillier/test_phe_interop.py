@@ -99,6 +99,20 @@ def test_malformed_key_files_are_refused(text: str) -> None:
         phe_interop.secret_from_jwk(text)
 
 
+def test_a_key_file_of_another_kind_is_refused_although_its_numbers_would_do(
+    small_key: SecretKey,
+) -> None:
+    p, q = small_key.primes()
+    public = {"kty": "DAJ", "alg": "PAI-GN1", "n": encode(p * q)}
+    private = {"kty": "DAJ", "p": encode(p), "q": encode(q)}
+    for change in ({"kty": "RSA"}, {"kty": None}, {"alg": "RS256"}, {"alg": None}):
+        with pytest.raises(WireError):
+            phe_interop.public_from_jwk(json.dumps({**public, **change}), min_bits=512)
+    for kty in ("RSA", None):
+        with pytest.raises(WireError):
+            phe_interop.secret_from_jwk(json.dumps({**private, "kty": kty}), min_bits=512)
+
+
 def test_base64_noise_is_refused() -> None:
     for noise in ("ä", "!!!!a", "A"):
         with pytest.raises((WireError, ConfigurationError)):
@@ -152,10 +166,11 @@ def test_phes_exponents_show_magnitudes_and_our_blocks_show_nothing(
             width=layout.width,
             bound=layout.bound,
             dimension=1,
+            terms=1,
             ciphertexts=(c,),
         ).to_bytes(encryptor.degree)
         assert len(block) == HEADER_BYTES + 128
-        assert block[:HEADER_BYTES].endswith(bytes([0, 0, 0, 1, 0, 0, 0, 1]))
+        assert block[:HEADER_BYTES].endswith(bytes([0, 0, 0, 1] * 3))
 
 
 def test_phe_lets_anybody_change_a_number_and_our_proof_does_not(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.primitives import bigint
-from securefl.primitives.paillier import Encryptor, generate_keypair
+from securefl.primitives.paillier import Encryptor, PublicKey, SecretKey, generate_keypair
 from securefl.primitives.paillier import threshold as threshold_module
 from securefl.primitives.paillier.threshold import (
     KeyShare,
@@ -66,21 +66,34 @@ def test_t_minus_1_shares_give_no_power_of_one_plus_n(dealt: Dealt, opened: Open
             weaker.combine({i: opened[1][i] for i in chosen})
 
 
-def test_t_minus_1_shares_are_consistent_with_every_secret(dealt: Dealt) -> None:
-    """Shamir over Z_M: for any two shares there is one polynomial through every constant term.
+def deals_of_a_tiny_key(
+    monkeypatch: pytest.MonkeyPatch, count: int, seed: int
+) -> tuple[int, np.ndarray]:
+    """M = n p'q', and the first two shares of ``count`` deals of 3 of 3, int64[count, 2]."""
+    tiny = SecretKey(167, 179, PublicKey(167 * 179))  # safe primes; small shares can be counted
+    monkeypatch.setattr(threshold_module, "generate_keypair", lambda *_, **__: tiny)
+    random_bytes = np.random.default_rng(seed).bytes
+    found = []
+    for _ in range(count):
+        _, shares = deal(threshold=3, parties=3, random_bytes=random_bytes)
+        found.append([int(share._value) for share in shares[:2]])
+    return 167 * 179 * 83 * 89, np.array(found)
 
-    Executed on the integers: the Lagrange system of t-1 points and a constant is solvable for
-    random constants, so the shares alone do not prefer one.
+
+def test_t_minus_1_shares_are_uniform_whatever_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shares of 3-of-3 keys fall evenly over all pairs in Z_M: they say nothing about d.
+
+    Chi squared over 6 x 6 cells of the range and over pairs of residues modulo 2 to 5; a fixed
+    seed, and limits that a true dealer exceeds with probability below 10^-6 each.
     """
-    key, shares = dealt
-    n = key.public.n
-    rng = np.random.default_rng(0)
-    for guess in (int.from_bytes(rng.bytes(60), "big") for _ in range(20)):
-        # Interpolate degree 2 through (0, guess), (i, s_i), (j, s_j) modulo n: always possible.
-        (i, a), (j, b) = ((x.index, int(x._value)) for x in shares[:2])
-        lead = ((a - guess) * j - (b - guess) * i) * pow(i * j * (i - j), -1, n) % n
-        slope = ((a - guess) - lead * i * i) * pow(i, -1, n) % n
-        assert (guess + slope * j + lead * j * j - b) % n == 0
+    modulus, pairs = deals_of_a_tiny_key(monkeypatch, 1800, seed=12)
+    # Upper 10^-6 quantiles of chi squared for 35, 3, 8, 15 and 24 degrees of freedom.
+    for cells, limit in ((6, 90.0), (-2, 30.7), (-3, 42.8), (-4, 56.5), (-5, 72.7)):
+        count = abs(cells)
+        placed = pairs * count // modulus if cells > 0 else pairs % count
+        seen = np.bincount(placed[:, 0] * count + placed[:, 1], minlength=count**2)
+        expected = len(pairs) / count**2
+        assert ((seen - expected) ** 2 / expected).sum() < limit
 
 
 def test_an_honest_partial_is_proved_and_the_proof_survives_its_bytes(
@@ -253,6 +266,8 @@ def test_a_share_shows_and_copies_nothing(dealt: Dealt) -> None:
     for leak in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             leak(shares[0])
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        shares[0].__getstate__()
 
 
 @pytest.mark.parametrize(("t", "parties"), [(1, 3), (4, 3), (2, 256), (True, 3), (2, 1)])
@@ -345,3 +360,100 @@ def test_a_true_proof_of_partials_with_a_response_too_long_is_refused(
         challenge = threshold_module._challenge(public, seed, values)
         proof = PartialProof(challenge=challenge, response=r + challenge * secret)
         assert public.verify(1, sealed, partials, proof, b"here") is holds
+
+
+def test_threads_make_the_same_partials_and_the_same_proof(dealt: Dealt, opened: Opened) -> None:
+    public, shares = dealt
+    ciphertexts, expected = opened
+    proofs = set()
+    for threads in (1, 2, 3, 7):
+        assert shares[2].partial(ciphertexts, threads=threads) == expected[3]
+        random_bytes = np.random.default_rng(6).bytes
+        partials, proof = shares[2].partial_with_proof(
+            ciphertexts, b"here", threads=threads, random_bytes=random_bytes
+        )
+        assert partials == expected[3]
+        assert public.verify(3, ciphertexts, partials, proof, b"here")
+        proofs.add(proof)
+    assert len(proofs) == 1
+
+
+@pytest.mark.parametrize("s", [1, 2])
+def test_no_number_from_which_the_modulus_could_be_factored_is_published(
+    s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every secret of the dealing, as bytes in either order, against all that leaves the dealer."""
+    made = generate_keypair(512, random_bytes=np.random.default_rng(1).bytes, min_bits=512)
+    monkeypatch.setattr(threshold_module, "generate_keypair", lambda *_, **__: made)
+    drawn: list[int] = []
+    below = bigint.random_below
+    monkeypatch.setattr(
+        bigint, "random_below", lambda limit, r: drawn.append(below(limit, r)) or drawn[-1]
+    )
+    public, shares = deal(threshold=3, parties=4, bits=512, s=s, min_bits=512)
+    p, q = made.primes()
+    n, order = p * q, (p - 1) * (q - 1) // 4
+    modulus = n**s * order
+    d = order * pow(order, -1, n**s)
+    values = [int(share._value) for share in shares]
+    assert values == [(d + drawn[0] * i + drawn[1] * i * i) % modulus for i in range(1, 5)]
+    secrets = [
+        p, q, p - 1, q - 1, (p - 1) // 2, (q - 1) // 2, order, 2 * order, 4 * order, modulus,
+        d % modulus, *drawn[:2], *values, *(public.delta * x for x in values),
+    ]  # fmt: skip
+    data = public.to_bytes()
+    assert public.public.n.to_bytes(64, "big") in data
+    for secret in secrets:
+        for way in ("big", "little"):
+            assert secret.to_bytes(-(-secret.bit_length() // 8), way) not in data
+
+
+def proved_with_a_true_share(
+    public: ThresholdPublicKey, share: KeyShare, sealed: Sequence[int], partials: Sequence[int]
+) -> PartialProof:
+    """The proof that a holder who knows its share can make, whatever it sends as partials."""
+    N, secret = int(public.degree.modulus), public.delta * int(share._value)
+    seed, base, image = threshold_module._batch(public, share.index, sealed, partials, b"here")
+    r = (1 << (threshold_module._nonce_bits(public) - 1)) + 12345
+    values = (base, image, pow(int(base), r, N), pow(public.v, r, N))
+    challenge = threshold_module._challenge(public, seed, values)
+    return PartialProof(challenge=challenge, response=r + challenge * secret)
+
+
+def test_wrong_partials_do_not_cancel_in_the_batch_also_for_a_holder_who_proves_them(
+    dealt: Dealt, opened: Opened
+) -> None:
+    """Two errors that are each other's inverse: with equal exponents their product is right."""
+    public, shares = dealt
+    sealed, expected = opened
+    n, N = public.public.n, int(public.degree.modulus)
+    honest = list(expected[2])
+    proof = proved_with_a_true_share(public, shares[1], sealed, honest)
+    assert public.verify(2, sealed, honest, proof, b"here")
+    for error in (1 + n, 1 + 5 * n, pow(public.v, 7, N)):
+        wrong = [honest[0] * error % N, honest[1] * pow(error, -1, N) % N, honest[2]]
+        proof = proved_with_a_true_share(public, shares[1], sealed, wrong)
+        assert not public.verify(2, sealed, wrong, proof, b"here")
+
+
+def test_a_verification_value_is_written_in_one_way_only(dealt: Dealt) -> None:
+    """The same residue as a larger or negative number would give the same key another id."""
+    public, _ = dealt
+    N = int(public.degree.modulus)
+    for change in (N, -N):
+        with pytest.raises(ConfigurationError, match="not a unit"):
+            dataclasses.replace(public, v=public.v + change)
+        values = (*public.verification[:-1], public.verification[-1] + change)
+        with pytest.raises(ConfigurationError, match="not a unit"):
+            dataclasses.replace(public, verification=values)
+
+
+def test_a_challenge_beyond_its_128_bits_or_below_0_proves_nothing(
+    dealt: Dealt, opened: Opened
+) -> None:
+    public, shares = dealt
+    sealed, _ = opened
+    partials, proof = shares[0].partial_with_proof(sealed, b"here")
+    for change in (1 << 128, -(1 << 128)):
+        wrong = dataclasses.replace(proof, challenge=proof.challenge + change)
+        assert not public.verify(1, sealed, partials, wrong, b"here")

@@ -14,7 +14,7 @@ import pytest
 from securefl.errors import ConfigurationError, DecryptionRefused, UnexpectedMessage
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, SecretKey, SlotLayout
-from securefl.primitives.paillier.block import Block
+from securefl.primitives.paillier.block import HEADER_BYTES, Block
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import Outbound
 from securefl.protocols.paillier import (
@@ -76,7 +76,8 @@ def product_of(bench: Any, frames: Sequence[bytes]) -> bytes:
         product = [
             a * b % int(degree.modulus) for a, b in zip(product, block.ciphertexts, strict=True)
         ]
-    return dataclasses.replace(blocks[0], ciphertexts=tuple(product)).to_bytes(degree)
+    total = dataclasses.replace(blocks[0], ciphertexts=tuple(product), terms=len(blocks))
+    return total.to_bytes(degree)
 
 
 def check_request(bench: Any, frames: Sequence[bytes], digest: bytes | None = None) -> bytes:
@@ -255,7 +256,7 @@ def test_without_a_witness_the_server_reads_one_client(
     body = OpenRequest(
         contributors=tuple(Contributor(ClientId(u), bytes(32)) for u in (1, 2, 3, 4)),
         statements=(),
-        block=check.product_block(total),
+        block=check.product_block(total, terms=4),
     ).encode()
     frame = Frame(
         protocol=config.protocol,
@@ -457,6 +458,61 @@ def finish(session: Any, frames: dict[ClientId, bytes]) -> list[int]:
     return server.result.vector.values.tolist()
 
 
+@pytest.mark.parametrize("terms", [0, 2, 6, 1 << 31])
+@pytest.mark.parametrize("trust", Trust)
+def test_a_submission_is_one_term_whatever_its_header_says(
+    bench: Callable[..., Any], trust: Trust, terms: int
+) -> None:
+    """A client that stated the count could shift everybody's offset."""
+    session = bench(trust)
+    frames, cheat = session.submissions(), ClientId(2)
+    body = bytearray(decode_frame(frames[cheat]).body)
+    place = 4 + HEADER_BYTES - 4
+    assert int.from_bytes(body[place : place + 4], "big") == 1
+    body[place : place + 4] = terms.to_bytes(4, "big")
+    forged = signed_again(session, cheat, bytes(body))
+    (event,) = session.made.server.receive(forged, cheat)
+    assert (event.client, event.reason.name) == (cheat, "MALFORMED")
+    checker = witness(session) if trust is KeyHolderTrust else share_holders(session)[0]
+    lie = [forged if u == cheat else frame for u, frame in frames.items()]
+    assert refusal(checker, check_request(session, lie, bytes(32))) == "BAD_CIPHERTEXT"
+    assert finish(session, {u: f for u, f in frames.items() if u != cheat}) == session.expected(
+        1, 3, 4, 5, 6
+    )
+
+
+def with_terms(block: bytes, terms: int) -> bytes:
+    return block[: HEADER_BYTES - 4] + terms.to_bytes(4, "big") + block[HEADER_BYTES:]
+
+
+@pytest.mark.parametrize("terms", [1, 5, 7, (1 << 32) - 1])
+def test_a_product_announces_as_many_terms_as_its_list_has_names(
+    bench: Callable[..., Any], terms: int
+) -> None:
+    session = bench()
+    frames = list(session.submissions().values())
+    block = product_of(session, frames)
+    assert with_terms(block, 6) == block
+    lying = with_terms(block, terms)
+    # Who recomputes the product writes the header itself, so it cannot be talked into another.
+    checker, holder = witness(session), key_holder(session)
+    request = check_request(session, frames, digest=product_digest(lying))
+    assert refusal(checker, request) == "PRODUCT_MISMATCH"
+    honest = statement(session, frames)
+    request = open_request(session, frames, [honest], block=lying)
+    assert refusal(holder, request) == "PRODUCT_MISMATCH"
+    # And a witness that signs the lie does not make the key holder believe it.
+    found = ProductStatement.decode(decode_frame(honest).body)
+    forged = dataclasses.replace(found, product_digest=product_digest(lying))
+    end = checker._end
+    signed = end.outbound(
+        MessageType.PRODUCT_STATEMENT, forged.encode(), session=end.config_digest
+    )[0].frame
+    request = open_request(session, frames, [signed], block=lying)
+    assert refusal(holder, request) == "BAD_CIPHERTEXT"
+    assert holder.receive(open_request(session, frames, [honest]), SERVER)
+
+
 @pytest.mark.parametrize("trust", Trust)
 def test_a_proof_of_another_client_or_none_is_refused(
     bench: Callable[..., Any], trust: Trust
@@ -529,7 +585,7 @@ def test_writing_across_slots_is_noticed_after_opening(bench: Callable[..., Any]
         encryptor = terms.encryptor()
         sealed = encryptor.encrypt([plain])
         check = SubmissionCheck(config, terms, directory_of(session))
-        block = check.product_block(sealed.ciphertexts)
+        block = check.product_block(sealed.ciphertexts, terms=1)
         context = knowledge_context(config.digest(), ClientId(6), block)
         proof = prove_knowledge(encryptor, [plain], sealed, context)
         body = Submission(block=block, proof=proof).encode()

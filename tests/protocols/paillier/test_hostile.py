@@ -20,6 +20,7 @@ from securefl.errors import (
     LocalProtocolError,
     UnexpectedMessage,
 )
+from securefl.primitives import bigint
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, RandomizerPool, SecretKey, SlotLayout
 from securefl.protocols.machine import ClientDropped, ClientEquivocated, Outbound, Reason
@@ -46,7 +47,7 @@ from securefl.protocols.paillier.messages import (
 from securefl.protocols.paillier.terms import check_config
 from securefl.protocols.policy import ClientPolicy
 from securefl.round import SERVER, ClientId, Cohort, Protocol, RoundId, ThreatModel
-from securefl.simulation.paillier import Trust
+from securefl.simulation.paillier import Trust, paillier_session
 from securefl.wire import decode_frame, encode_frame, signed_content
 
 
@@ -302,7 +303,7 @@ def product(session: Any, frames: list[bytes]) -> bytes:
     checker, total = session.made.server._check, None
     for frame in frames:
         total = checker.multiply(total, checker.frame(frame).ciphertexts)
-    return checker.product_block(total or [])
+    return checker.product_block(total or [], terms=len(frames))
 
 
 def served(session: Any, kind: MessageType, body: bytes) -> bytes:
@@ -631,3 +632,61 @@ def test_no_machine_with_secrets_can_be_copied_or_pickled(
             with pytest.raises(TypeError, match="pickled or copied"):
                 spread(machine)
         assert len(repr(machine)) < 80
+
+
+@pytest.mark.parametrize("trust", Trust)
+def test_a_holder_answers_the_same_bytes_in_any_number_of_threads(
+    bench: Callable[..., Any],
+    secret_key: SecretKey,
+    dealt_key: Any,
+    trust: Trust,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+    in_threads = bigint.map_in_threads
+    monkeypatch.setattr(bigint, "_processors", lambda: 3)
+    monkeypatch.setattr(
+        bigint, "map_in_threads", lambda f, v, n: used.append(n) or in_threads(f, v, n)
+    )
+    session = bench(trust, m=60)
+    frames = list(session.submissions().values())
+    terms, config = session.made.server._terms, session.made.config
+    who = terms.openers[0]
+    old = session.made.parties[who]
+    if trust is Trust.KEY_HOLDER:
+        signed = witness_of(session).receive(check(session, frames), SERVER)[0].frame
+        request, key = opening(session, frames, [signed]), {"secret": secret_key}
+    else:
+        request, key = check(session, frames), {"share": dealt_key[1][0]}
+    answers = set()
+    for threads in (1, 2, 5, None):
+        source = np.random.default_rng(4).bytes
+        machine = type(old)(
+            who,
+            config,
+            terms=terms,
+            identity=old._end.identity,
+            directory=old._directory,
+            book=MemoryRoundBook(),
+            policy=old._policy,
+            threads=threads,
+            **key,
+            **({} if trust is Trust.KEY_HOLDER else {"random_bytes": source}),
+        )
+        (answer,) = machine.receive(request, SERVER)
+        answers.add(answer.frame)
+    assert len(answers) == 1
+    assert used == [1, 2, 5, 3 if bigint.backend_name() == "gmpy2" else 1]
+    with pytest.raises(ConfigurationError, match="threads must be"):
+        paillier_session(
+            trust,
+            Cohort.of(range(1, 7)),
+            round_id=RoundId(4),
+            alive=4,
+            m=5,
+            b=16,
+            context_digest=bytes(32),
+            policy=ClientPolicy(gamma=0),
+            keys=secret_key if trust is Trust.KEY_HOLDER else dealt_key,
+            threads=0,
+        )
