@@ -12,7 +12,8 @@ Only this package and ``accounting.interop.flower`` know Flower, through its pub
 from __future__ import annotations
 
 import warnings
-from importlib import metadata, util
+from importlib import import_module, metadata, util
+from typing import TYPE_CHECKING, Any
 
 if util.find_spec("flwr") is None:
     raise ImportError(
@@ -20,16 +21,33 @@ if util.find_spec("flwr") is None:
         name="flwr",
     )
 
-from securefl.flower.client import SecureClientApp, secagg_mod
-from securefl.flower.config import OnAbort, SecAggConfig, Timing
-from securefl.flower.errors import Code
-from securefl.flower.grid import RoundRecord, SecureGrid
-from securefl.flower.plan import Weighting
-from securefl.flower.policy import SumProtocol
+if TYPE_CHECKING:
+    from securefl.flower.client import SecureClientApp, secagg_mod
+    from securefl.flower.config import DistributedDP, OnAbort, SecAggConfig, Timing
+    from securefl.flower.errors import Code
+    from securefl.flower.grid import RoundRecord, SecureGrid
+    from securefl.flower.plan import Weighting
+    from securefl.flower.policy import SumProtocol
+
+# A node starts a new process for every message: it loads the client's side only.
+_LAZY = {
+    "Code": "errors",
+    "DistributedDP": "config",
+    "OnAbort": "config",
+    "RoundRecord": "grid",
+    "SecAggConfig": "config",
+    "SecureClientApp": "client",
+    "SecureGrid": "grid",
+    "SumProtocol": "policy",
+    "Timing": "config",
+    "Weighting": "plan",
+    "secagg_mod": "client",
+}
 
 __all__ = [
     "TESTED_MINORS",
     "Code",
+    "DistributedDP",
     "OnAbort",
     "RoundRecord",
     "SecAggConfig",
@@ -51,3 +69,15 @@ if ".".join(_VERSION.split(".")[:2]) not in TESTED_MINORS:
         "run the tests of your app before you rely on it",
         stacklevel=2,
     )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _LAZY[name]
+    except KeyError:
+        raise AttributeError(f"module 'securefl.flower' has no attribute {name!r}") from None
+    return getattr(import_module(f"securefl.flower.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

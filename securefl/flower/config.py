@@ -23,7 +23,7 @@ from securefl.protocols.secagg.choice import strongest
 from securefl.protocols.secagg.params import SecAggParams
 from securefl.round import Adversary, ThreatModel, ceil_rate
 
-__all__ = ["OnAbort", "SecAggConfig", "Timing"]
+__all__ = ["DistributedDP", "OnAbort", "SecAggConfig", "Timing"]
 
 _PREFIX = "securefl-"
 _LEAST_BITS = 32
@@ -71,6 +71,37 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedDP:
+    """Differential privacy for one client's updates, by shares of noise under the secure sum.
+
+    Attributes:
+        noise_multiplier: z: standard deviation of the noise in the worst sum that may be opened
+            (``n_min`` survivors, of whom the corrupt ones' shares count for nothing) over the
+            sensitivity of the integers.
+        epsilon, delta: the budget of the population, for the life of the ledger.
+        ledger: its file; made at the first use, never to be deleted.
+        population: whose data, in words.
+
+    Raises:
+        ConfigurationError: for numbers out of their range.
+    """
+
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    ledger: Path | str
+    population: str = "flower"
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "epsilon", "delta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+                raise ConfigurationError(f"{name} must be positive and finite, found {value!r}")
+        if self.delta >= 1:
+            raise ConfigurationError(f"delta must be below 1, found {self.delta}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SecAggConfig:
     """How rounds are summed.
 
@@ -90,6 +121,8 @@ class SecAggConfig:
         weighting: by "num-examples" or "uniform".
         metrics: name to (low, high): which metrics are averaged with the model, and their ranges.
             All others stay on the nodes.
+        privacy: differential privacy by shares of noise; needs weighting="uniform" and no metrics,
+            and a clip_norm that is meant. None: the opened mean is not private.
         bits: b of the ring; default at least 32, and enough for 2^16 steps per clip norm.
         train_in: in which phase clients train.
         timing: deadlines and grace.
@@ -112,6 +145,7 @@ class SecAggConfig:
     roster: Roster | Path | str | None = None
     weighting: Weighting = Weighting.NUM_EXAMPLES
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    privacy: DistributedDP | None = None
     bits: int | None = None
     train_in: TrainChoice = TrainChoice.AUTO
     timing: Timing = field(default_factory=Timing)
@@ -153,6 +187,11 @@ class SecAggConfig:
             )
         if not counted and self.max_weight not in (None, 1):
             raise ConfigurationError(f"uniform weights have no max_weight, found {self.max_weight}")
+        if self.privacy is not None and (counted or self.metrics):
+            raise ConfigurationError(
+                "under differential privacy clients count alike and report no metrics: give "
+                'weighting="uniform" and no metrics; a weight or a metric would be one more release'
+            )
         _at_least("max_weight", self.max_weight, 1)
         _at_least("max_corrupt", self.max_corrupt, 1)
         _at_least("max_dropped", self.max_dropped, 0)
@@ -167,10 +206,11 @@ class SecAggConfig:
     def from_run_config(cls, run_config: Mapping[str, Any], **changes: Any) -> Self:
         """From the keys ``securefl-<field>`` of a run's configuration.
 
-        Flower's configurations are flat, so the times are ``securefl-deadline``,
-        ``securefl-train-deadline``, ``securefl-grace`` and ``securefl-poll``, and metrics are a
-        text: ``securefl-metrics = "loss 0 10, accuracy 0 1"``. An empty text stands for the
-        default.
+        Flower's configurations are flat. Privacy is ``securefl-noise-multiplier``,
+        ``securefl-epsilon``, ``securefl-delta`` and ``securefl-ledger``; the times are
+        ``securefl-deadline``, ``securefl-train-deadline``, ``securefl-grace`` and
+        ``securefl-poll``; metrics are a text: ``securefl-metrics = "loss 0 10, accuracy 0 1"``. An
+        empty text stands for the default.
 
         Args:
             run_config: ``context.run_config``.
@@ -180,23 +220,34 @@ class SecAggConfig:
             ConfigurationError: for an unknown key, or what the constructor refuses.
         """
         times = {one.name: one.name for one in fields(Timing)}
-        known = {one.name for one in fields(cls)} - {"timing"}
+        known = {one.name for one in fields(cls)} - {"timing", "privacy"}
+        private = {one.name: one.name for one in fields(DistributedDP)}
         found: dict[str, Any] = {}
         timing: dict[str, float] = {}
+        privacy: dict[str, Any] = {}
         for key, value in run_config.items():
             if not key.startswith(_PREFIX):
                 continue
             name = key.removeprefix(_PREFIX).replace("-", "_")
-            if name not in known and name not in times:
+            if name not in known and name not in times and name not in private:
                 raise ConfigurationError(f"unknown key {key!r} in the run's configuration")
             if value == "":
                 continue
             if name in times:
                 timing[name] = value
+            elif name in private:
+                privacy[name] = value
             else:
                 found[name] = _metrics_of(value) if name == "metrics" else value
         if timing:
             found["timing"] = Timing(**timing)
+        if privacy:
+            missing = {"noise_multiplier", "epsilon", "delta", "ledger"} - set(privacy)
+            if missing:
+                raise ConfigurationError(
+                    f"differential privacy needs {sorted(missing)} too, as keys securefl-<name>"
+                )
+            found["privacy"] = DistributedDP(**privacy)
         found |= changes
         if "clip_norm" not in found:
             raise ConfigurationError(

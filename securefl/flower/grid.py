@@ -4,7 +4,7 @@
 takes the strategy's messages, runs every phase of the protocol with the nodes, and hands back one
 reply: the weighted mean, as if a single client had trained on everything. The server that runs this
 code sees masked vectors, who took part, and the opened aggregate. The aggregate itself is not
-differentially private.
+differentially private, unless the configuration asks for shares of noise (``privacy=``).
 
 This module is the honest server's; what clients accept from a dishonest one is decided on the nodes
 (:mod:`securefl.flower.session`).
@@ -18,12 +18,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.serverapp.strategy import Strategy
 
+from accounting import BudgetExceeded, Evidence
+from securefl.encoding.noisy import Contribution, NoisySpec
 from securefl.errors import (
     BelowThreshold,
     ConfigurationError,
@@ -39,12 +43,14 @@ from securefl.flower.plan import (
     CodecTerms,
     Kind,
     Plan,
+    PrivacyTerms,
     TrainIn,
     Weighting,
     metric_levels,
     session_context,
     typed_config,
 )
+from securefl.flower.privacy import Budget
 from securefl.flower.records import (
     HELLO_TYPE,
     SESSION_TYPE,
@@ -57,6 +63,7 @@ from securefl.flower.records import (
 from securefl.flower.strategies import check_strategy
 from securefl.modular import ring_dtype
 from securefl.protocols.machine import Outbound
+from securefl.protocols.secagg.params import SecAggParams
 from securefl.protocols.secagg.server import SecAggServer
 from securefl.protocols.secagg.transitions import Phase
 from securefl.round import AggregateSum, ClientId, Cohort, RoundConfig, RoundId
@@ -183,6 +190,16 @@ class SecureGrid(Grid):
         self._members: dict[int, ClientId] = {}
         self._calls = 0
         self._kept: Mapping[str, Any] = {}
+        self._budget: Budget | None = None
+        if config.privacy is not None:
+            terms = config.privacy
+            self._budget = Budget(
+                Path(terms.ledger),
+                population=terms.population,
+                epsilon=terms.epsilon,
+                delta=terms.delta,
+            )
+            self._budget.epsilon()  # a ledger that cannot be used must not cost a round
         self.history: list[RoundRecord] = []
 
     @classmethod
@@ -363,8 +380,9 @@ class SecureGrid(Grid):
             raise _with_complaints(
                 BelowThreshold(needed=least, had=len(members), phase="hello"), record
             )
-        plan = self._plan(request, len(members))
-        config = self._round_config(request, plan, members)
+        params = self._config.params(sampled=len(request.nodes), cohort=len(members))
+        plan = self._plan(request, params)
+        config = self._round_config(request, plan, params, members)
         record.session = config.digest().hex()
         record.cohort = tuple(config.cohort.ids)
         session = _Session(
@@ -376,15 +394,19 @@ class SecureGrid(Grid):
             config=config,
             members=members,
             until=until,
+            budget=self._budget,
         )
         aggregate = session.run()
         record.survivors = tuple(aggregate.survivors)
-        return self._reply(request, plan, aggregate)
+        return self._reply(request, plan, aggregate, seed=config.digest())
 
     def _round_config(
-        self, request: _Request, plan: Plan, members: Mapping[int, ClientId]
+        self,
+        request: _Request,
+        plan: Plan,
+        params: SecAggParams,
+        members: Mapping[int, ClientId],
     ) -> RoundConfig:
-        params = self._config.params(sampled=len(request.nodes), cohort=len(members))
         return params.config(
             round_id=RoundId(len(self.history)),
             cohort=Cohort.of(members.values()),
@@ -394,25 +416,38 @@ class SecureGrid(Grid):
             server_nonce=os.urandom(32),
         )
 
-    def _plan(self, request: _Request, clients: int) -> Plan:
-        config = self._config
+    def _plan(self, request: _Request, params: SecAggParams) -> Plan:
+        config, clients = self._config, params.n
         counted = config.weighting is Weighting.NUM_EXAMPLES
         max_weight = (config.max_weight or 1) if counted else 1
-        bits = config.ring_bits(clients)
         metrics = config.metric_ranges()
-        codec = None
-        if request.kind is Kind.TRAIN:
-            resolution = min(1 << 32, ((1 << bits) - 1) // (2 * clients * max_weight))
-            codec = CodecTerms(
+        bits, codec, privacy = config.ring_bits(clients), None, None
+        if config.privacy is not None:
+            spec = NoisySpec.plan(
                 dimension=request.layout.length,
                 clip_norm=config.clip_norm,
-                resolution=max(resolution, 1),
+                noise_multiplier=config.privacy.noise_multiplier,
+                honest_shares=params.n_min - params.threat.corrupt,
+                max_clients=clients,
+                contribution=Contribution.CLIENT,
+                units=clients,
+                bits=config.bits,
             )
-        length = (codec.dimension if codec else 0) + len(metrics) + 1
-        word_bytes = length * ring_dtype(1 << bits)().itemsize
+            bits, resolution, length = spec.bits, spec.resolution, spec.length
+            privacy = PrivacyTerms(
+                noise_multiplier=spec.noise_multiplier, honest_shares=spec.honest_shares
+            )
+        else:
+            most = ((1 << bits) - 1) // (2 * clients * max_weight)
+            resolution, length = float(max(1, min(1 << 32, most))), request.layout.length
+        if request.kind is Kind.TRAIN:
+            codec = CodecTerms(
+                dimension=request.layout.length, clip_norm=config.clip_norm, resolution=resolution
+            )
+        words = (length + len(metrics) + 1) * ring_dtype(1 << bits)().itemsize
         return Plan.build(
             kind=request.kind,
-            train_in=config.phase_of_training(word_bytes),
+            train_in=config.phase_of_training(words),
             clients=clients,
             bits=bits,
             codec=codec,
@@ -423,20 +458,24 @@ class SecureGrid(Grid):
             levels=metric_levels(clients=clients, max_weight=max_weight, bits=bits)
             if metrics
             else 0,
-            privacy=None,
+            privacy=privacy,
             arrays_key=request.arrays_key,
             config_key=request.config_key,
             train_config=typed_config(request.config),
         )
 
-    def _reply(self, request: _Request, plan: Plan, aggregate: AggregateSum) -> Message:
+    def _reply(
+        self, request: _Request, plan: Plan, aggregate: AggregateSum, *, seed: bytes
+    ) -> Message:
         """What the strategy gets: one reply for all clients."""
-        opened = plan.decode(aggregate)
+        opened = plan.decode(aggregate, round_seed=seed)
         metrics: dict[str, int | float] = {
             self._weight_key: opened.weight,
             "securefl-survivors": len(aggregate.survivors),
             **opened.metrics,
         }
+        if self._budget is not None:
+            metrics["securefl-epsilon"] = self._budget.epsilon()
         content = RecordDict({"metrics": MetricRecord(dict(metrics))})
         if opened.mean is not None:
             content[request.arrays_key] = request.layout.moved(request.arrays, opened.mean)
@@ -508,10 +547,52 @@ class _Session:
     config: RoundConfig
     members: Mapping[int, ClientId]
     until: float | None
+    budget: Budget | None
     answered: int = 0
+    asked_for_inputs: bool = False
+    settled: bool = False
 
     def run(self) -> AggregateSum:
-        """All phases; the opened sum."""
+        """All phases, paid for before anything is sent; the opened sum.
+
+        Raises:
+            PrivacyBudgetExhausted: if the population's ledger does not cover the session.
+        """
+        if self.budget is None:
+            return self._phases()
+        key = self.config.digest().hex()
+        worst = self.plan.event(self.config.n_min, self.config.A)
+        try:
+            self.budget.reserve(worst, number=self.record.round, key=key)
+        except BudgetExceeded as error:
+            self.record.lost = str(error)
+            raise PrivacyBudgetExhausted(str(error)) from None
+        try:
+            return self._phases()
+        finally:
+            if not self.settled:
+                # Whether a masked vector arrived or was lost on the way, it may have left a node.
+                self.budget.abort(key=key, seen=self.asked_for_inputs)
+
+    def _settle(self, survivors: int) -> None:
+        """Charges what the survivors make of the session, before anybody is asked to open it."""
+        if self.budget is None or self.settled:
+            return
+        self.budget.settle(
+            self.plan.event(survivors, self.config.A),
+            key=self.config.digest().hex(),
+            evidence=Evidence(
+                planned=self.config.n,
+                survivors=survivors,
+                colluding_assumed=self.config.A,
+                protocol=self.config.protocol.name.lower(),
+                transcript=self.config.digest().hex(),
+                modulus=self.config.modulus,
+            ),
+        )
+        self.settled = True
+
+    def _phases(self) -> AggregateSum:
         roster = self.grid_config.known_roster
         server = SecAggServer(self.config, directory=None if roster is None else roster.directory())
         node_of = {client: node for node, client in self.members.items()}
@@ -525,6 +606,8 @@ class _Session:
                 raise _with_complaints(error, self.record) from None
             if server.result is not None:
                 return server.result
+            if server.survivors.U3 is not None:
+                self._settle(len(server.survivors.U3))
             letters = [
                 Letter(node=node_of[item.recipient], content=self._later(server, item.frame))
                 for item in out
@@ -569,6 +652,7 @@ class _Session:
         timing = self.grid_config.timing
         begin = self.exchange.clock()
         self.answered = 0
+        self.asked_for_inputs |= phase == str(Phase.MASKED_INPUT_COLLECTION)
         own = timing.train_deadline if self._trains_in(phase) else timing.deadline
         self.exchange.run(
             letters,

@@ -10,7 +10,8 @@ weight:
 
     w * encode(update), w, w * level(metric_1), ..., w * level(metric_k)
 
-with w = 1 and no weight entry where clients count alike, and no update in an evaluation. Nothing
+with w = 1 and no weight entry where clients count alike, and no update in an evaluation. Under
+differential privacy it is the encoded update with its share of noise, and nothing else. Nothing
 about a single client is ever outside this vector. This module knows no keys and no Flower.
 """
 
@@ -21,7 +22,7 @@ import json
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from securefl.encoding.codec import CodecSpec, UpdateCodec
 from securefl.encoding.codec import Weighting as CodecWeighting
+from securefl.encoding.contract import Codec
 from securefl.encoding.fixed_point import Rounding
+from securefl.encoding.noisy import Contribution, NoisyCodec, NoisySpec
 from securefl.errors import ConfigurationError, PeerProtocolError
 from securefl.modular import RingVector
+from securefl.primitives.prg import SecureRandom
 from securefl.round import AggregateSum
+
+if TYPE_CHECKING:
+    from accounting.events import Event
 
 __all__ = ["Aggregate", "Kind", "MetricRange", "Plan", "TrainIn", "Weighting", "session_context"]
 
@@ -85,11 +92,23 @@ class MetricRange(_Strict):
 
 
 class CodecTerms(_Strict):
-    """The plain codec's numbers that the plan does not hold elsewhere."""
+    """The codec's numbers that the plan does not hold elsewhere."""
 
     dimension: int
     clip_norm: float
-    resolution: int
+    resolution: float
+
+
+class PrivacyTerms(_Strict):
+    """How much noise a sum carries; see :class:`securefl.flower.privacy.DistributedDP`.
+
+    Attributes:
+        noise_multiplier: z.
+        honest_shares: h, how many shares carry it.
+    """
+
+    noise_multiplier: float
+    honest_shares: int
 
 
 class Plan(_Strict):
@@ -106,7 +125,7 @@ class Plan(_Strict):
         max_weight: largest weight; 1 where clients count alike.
         metrics: which metrics are averaged, by name.
         levels: integer steps between low and high of a metric; 0 without metrics.
-        privacy: the privacy plan; None without differential privacy, the only one so far.
+        privacy: noise under the sum; None without differential privacy.
         arrays_key, config_key: names of the app's records.
         train_config: the app's configuration, each value with its type in front.
 
@@ -124,7 +143,7 @@ class Plan(_Strict):
     max_weight: int = Field(ge=1)
     metrics: tuple[MetricRange, ...] = Field(strict=False)
     levels: int = Field(ge=0, le=_MOST_LEVELS)
-    privacy: None
+    privacy: PrivacyTerms | None
     arrays_key: str = Field(min_length=1)
     config_key: str = Field(min_length=1)
     train_config: dict[str, list[Any]]
@@ -148,9 +167,15 @@ class Plan(_Strict):
                 f"a sum could wrap: {self.clients} clients * weight {self.max_weight} * "
                 f"{self.levels} levels need more than {self.bits} bits"
             )
+        if self.privacy is not None and (
+            self.kind is Kind.EVALUATE or self.metrics or self.weighting is Weighting.NUM_EXAMPLES
+        ):
+            raise ValueError(
+                "under differential privacy clients count alike and report no metrics: a weight "
+                "or a metric would be one more release"
+            )
         config_of(self.train_config)
-        if self.codec is not None:
-            self._spec()
+        self._codec()
         return self
 
     @classmethod
@@ -210,21 +235,57 @@ class Plan(_Strict):
     @property
     def length(self) -> int:
         """Entries of a vector."""
-        update = 0 if self.codec is None else self.codec.dimension
-        return update + int(self.weighted) + len(self.metrics)
+        codec = self._codec()
+        head = int(self.weighted) if codec is None else codec.length
+        return head + len(self.metrics)
 
-    def _spec(self) -> CodecSpec:
-        assert self.codec is not None  # noqa: S101  # callers looked
-        return CodecSpec(
-            dimension=self.codec.dimension,
-            clip_norm=self.codec.clip_norm,
-            resolution=self.codec.resolution,
-            max_clients=self.clients,
-            modulus=self.modulus,
-            weighting=CodecWeighting.WEIGHTED if self.weighted else CodecWeighting.EQUAL,
-            max_weight=self.max_weight,
-            rounding=Rounding.NEAREST,
+    def _codec(self) -> Codec | None:
+        """Of the update; None in an evaluation."""
+        if self.codec is None:
+            return None
+        if self.privacy is not None:
+            return NoisyCodec(
+                NoisySpec(
+                    dimension=self.codec.dimension,
+                    clip_norm=self.codec.clip_norm,
+                    noise_multiplier=self.privacy.noise_multiplier,
+                    honest_shares=self.privacy.honest_shares,
+                    max_clients=self.clients,
+                    contribution=Contribution.CLIENT,
+                    units=self.clients,
+                    resolution=self.codec.resolution,
+                    modulus=self.modulus,
+                )
+            )
+        if not self.codec.resolution.is_integer():
+            raise ConfigurationError(
+                f"the plain codec's resolution must be whole, found {self.codec.resolution}"
+            )
+        return UpdateCodec(
+            CodecSpec(
+                dimension=self.codec.dimension,
+                clip_norm=self.codec.clip_norm,
+                resolution=int(self.codec.resolution),
+                max_clients=self.clients,
+                modulus=self.modulus,
+                weighting=CodecWeighting.WEIGHTED if self.weighted else CodecWeighting.EQUAL,
+                max_weight=self.max_weight,
+                rounding=Rounding.NEAREST,
+            )
         )
+
+    def event(self, survivors: int, colluding: int) -> Event:
+        """What opening a sum costs under :attr:`privacy`, the sampler's distance included.
+
+        Raises:
+            ConfigurationError: without differential privacy, or for impossible counts.
+        """
+        from securefl.flower.privacy import round_event  # noqa: PLC0415  # keeps scipy out
+
+        codec = self._codec()
+        if not isinstance(codec, NoisyCodec):
+            raise ConfigurationError("this session has no differential privacy")
+        return round_event(codec.event(survivors, colluding), codec.spec.delta_slack)
 
     def encode(
         self,
@@ -232,13 +293,15 @@ class Plan(_Strict):
         *,
         weight: int,
         metrics: Mapping[str, float],
+        round_seed: bytes,
     ) -> RingVector:
-        """One client's vector.
+        """One client's vector. With noise it is a new release each time, never used twice.
 
         Args:
             update: float64[dimension], finite; None in an evaluation.
             weight: 1..max_weight; 1 where clients count alike.
             metrics: a finite number for each declared metric; others are left out.
+            round_seed: public, 32 bytes; the noisy codec's rotation follows from it.
 
         Raises:
             ConfigurationError: if something is missing or out of its range.
@@ -249,10 +312,16 @@ class Plan(_Strict):
                 "clipped; raise max_weight if it is right"
             )
         parts: list[NDArray[np.int64]] = []
-        if self.codec is not None:
+        codec = self._codec()
+        if codec is not None:
             if update is None:
                 raise ConfigurationError("training without an update")
-            encoded = UpdateCodec(self._spec()).encode(update, weight=weight)
+            encoded = codec.encode(
+                update,
+                weight=weight,
+                round_seed=round_seed,
+                random_bytes=SecureRandom().random_bytes,
+            )
             parts.append(encoded.values.astype(np.uint64).view(np.int64))
         elif self.weighted:
             parts.append(np.array([weight], dtype=np.int64))
@@ -273,8 +342,12 @@ class Plan(_Strict):
         clipped = min(max(float(value), metric.low), metric.high)
         return round((clipped - metric.low) / (metric.high - metric.low) * self.levels)
 
-    def decode(self, aggregate: AggregateSum) -> Aggregate:
+    def decode(self, aggregate: AggregateSum, *, round_seed: bytes) -> Aggregate:
         """The opened sum as means.
+
+        Args:
+            aggregate: the sum.
+            round_seed: as in :meth:`encode`.
 
         Raises:
             ConfigurationError: if the sum is in another ring or of another length.
@@ -289,13 +362,14 @@ class Plan(_Strict):
         head = self.length - len(self.metrics)
         mean: NDArray[np.float64] | None = None
         weight = len(survivors)
-        if self.codec is not None:
+        codec = self._codec()
+        if codec is not None:
             opened = AggregateSum(
                 vector=RingVector(vector.values[:head], self.modulus),
                 survivors=survivors,
                 min_honest=aggregate.min_honest,
             )
-            decoded = UpdateCodec(self._spec()).decode(opened)
+            decoded = codec.decode(opened, round_seed=round_seed)
             mean, weight = decoded.mean, round(decoded.weight)
         elif self.weighted:
             weight = int(vector.values[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,6 +29,10 @@ from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.policy import SIGMA, ClientPolicy, check_identities, check_membership
 from securefl.protocols.secagg.params import check_policy
 from securefl.round import Adversary, ClientId, Protocol, RoundConfig, Usage, ceil_rate, dst
+
+if TYPE_CHECKING:
+    from accounting import Event
+    from securefl.flower.privacy import Budget
 
 __all__ = ["NODE_KEY", "SIMULATION", "Clear", "Floor", "Node", "NodeFile", "SumProtocol"]
 
@@ -141,6 +145,7 @@ class NodeFile(_Strict):
     identity: str | None = None
     roster: str | None = None
     journal: str | None = None
+    ledger: str | None = None
     floor: Floor = Floor()
     clear: Clear = Clear()
 
@@ -155,6 +160,7 @@ class Node:
         roster: who is who; None likewise.
         journal: what was answered.
         storage_key: seals the state between two messages; 32 bytes.
+        budget: this node's ledger; None where it demands no privacy.
     """
 
     floor: Floor
@@ -163,6 +169,7 @@ class Node:
     roster: Roster | None
     journal: Journal
     storage_key: bytes
+    budget: Budget | None = None
 
     def __repr__(self) -> str:
         return f"Node(floor={self.floor!r}, clear={self.clear!r}, <secrets>)"
@@ -239,6 +246,21 @@ class Node:
                 "a node file names an identity or a journal, so that the state between two "
                 "messages can be sealed; found neither"
             )
+        budget = None
+        if file.floor.privacy is not None:
+            if file.ledger is None or file.journal is None:
+                raise ConfigurationError(
+                    "a floor of privacy needs ledger and journal: what was spent must outlive the "
+                    "process"
+                )
+            from securefl.flower.privacy import Budget  # noqa: PLC0415  # keeps scipy out
+
+            budget = Budget(
+                folder / file.ledger,
+                population="this node",
+                epsilon=file.floor.privacy.epsilon,
+                delta=file.floor.privacy.delta,
+            )
         return cls(
             floor=file.floor,
             clear=file.clear,
@@ -246,6 +268,7 @@ class Node:
             roster=roster,
             journal=journal,
             storage_key=storage_key,
+            budget=budget,
         )
 
     @classmethod
@@ -313,7 +336,7 @@ class Node:
                 f"the node hides among at least {floor.min_cohort} inputs, the configuration "
                 f"allows {config.n_min}",
             )
-        self._check_privacy(plan)
+        self._check_privacy(config, plan)
         policy = floor.client_policy(config.n)
         if floor.least_corrupt(config.n) > config.A:
             raise Refusal(
@@ -329,14 +352,85 @@ class Node:
             )
         return policy
 
-    def _check_privacy(self, plan: Plan) -> None:
-        """No run has differential privacy yet, so any floor on it refuses all."""
-        if self.floor.privacy is not None:
+    def _check_privacy(self, config: RoundConfig, plan: Plan) -> None:
+        """Noise, clip norm and what they rest on."""
+        terms, floor = plan.privacy, self.floor.privacy
+        if terms is not None and terms.honest_shares > config.n_min - config.A:
             raise Refusal(
                 Code.PRIVACY,
-                f"the node demands differential privacy (epsilon {self.floor.privacy.epsilon}), "
-                f"this {plan.kind} has none",
+                f"the noise needs {terms.honest_shares} honest shares, the configuration leaves "
+                f"{config.n_min} - {config.A}",
             )
+        if floor is None:
+            return
+        if terms is None or plan.codec is None:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node demands differential privacy (epsilon {floor.epsilon}), this "
+                f"{plan.kind} has none",
+            )
+        if terms.noise_multiplier < floor.min_noise_multiplier:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node demands a noise multiplier of {floor.min_noise_multiplier}, the plan "
+                f"has {terms.noise_multiplier}",
+            )
+        if plan.codec.clip_norm > floor.max_clip_norm:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node's updates may be {floor.max_clip_norm} long, the plan allows "
+                f"{plan.codec.clip_norm}",
+            )
+
+    # -- the node's own budget --------------------------------------------------------------------
+
+    def check_budget(self, config: RoundConfig, plan: Plan) -> None:
+        """Whether the node's ledger covers this session, before anything is trained.
+
+        Raises:
+            Refusal: PRIVACY.
+        """
+        if self.budget is not None and not self.budget.fits(_worst(config, plan)):
+            raise Refusal(Code.PRIVACY, "the node's own budget does not cover this session")
+
+    def reserve(self, config: RoundConfig, plan: Plan, attempt: bytes) -> None:
+        """Charges the worst sum that may be opened, before the masked vector leaves.
+
+        Raises:
+            Refusal: PRIVACY, if it does not fit.
+        """
+        if self.budget is None:
+            return
+        from accounting import AccountingError  # noqa: PLC0415  # keeps scipy out
+
+        try:
+            self.budget.reserve(_worst(config, plan), number=config.round_id, key=attempt.hex())
+        except AccountingError as error:
+            raise Refusal(Code.PRIVACY, str(error)) from None
+
+    def settle(self, config: RoundConfig, plan: Plan, attempt: bytes, survivors: int) -> None:
+        """Charges what the survivors make of it, before this node helps to open the sum.
+
+        Raises:
+            Refusal: PRIVACY, if that is more than was reserved; the reservation stays.
+        """
+        if self.budget is None:
+            return
+        from accounting import AccountingError, Evidence  # noqa: PLC0415  # keeps scipy out
+
+        evidence = Evidence(
+            planned=config.n,
+            survivors=survivors,
+            colluding_assumed=config.A,
+            protocol=config.protocol.name.lower(),
+            transcript=attempt.hex(),
+            modulus=config.modulus,
+        )
+        try:
+            event = plan.event(survivors, config.A)
+            self.budget.settle(event, key=attempt.hex(), evidence=evidence)
+        except (AccountingError, ConfigurationError) as error:
+            raise Refusal(Code.PRIVACY, str(error)) from None
 
     @property
     def directory(self) -> IdentityDirectory | None:
@@ -355,6 +449,11 @@ _LABEL = Protocol.SECAGG
 
 _SIMULATED: dict[int, Journal] = {}
 """Of the nodes that this process has played; it ends with the simulation."""
+
+
+def _worst(config: RoundConfig, plan: Plan) -> Event:
+    """The dearest sum of a session: with the fewest survivors that anybody opens."""
+    return plan.event(config.n_min, config.A)
 
 
 def _refuse(code: Code, check: Any) -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from securefl.errors import (
     BelowThreshold,
@@ -44,7 +44,8 @@ from securefl.protocols.policy import ClientPolicy
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.transitions import Phase
 from securefl.protocols.snapshot import SECRETS, read_header
-from securefl.round import ClientId, RoundConfig
+from securefl.round import Adversary, ClientId, RoundConfig
+from securefl.wire import decode_frame
 
 __all__ = ["AppFunction", "answer"]
 
@@ -123,8 +124,9 @@ def _open(envelope: Envelope, node: Node, run_app: AppFunction) -> tuple[bytes, 
     u = node.own_id(config, client)
     policy = node.check(config, plan, u)
     machine = _machine(config, u, policy, node)
+    node.check_budget(config, plan)
     if plan.train_in is TrainIn.FIRST:
-        machine.set_input(_input(plan, envelope.arrays, model, run_app))
+        machine.set_input(_input(plan, envelope, model, run_app))
     elif envelope.arrays is not None:
         raise Refusal(Code.MALFORMED, "the model came before its phase")
     frame = _only_frame(machine.start())
@@ -188,10 +190,16 @@ def _continue(
         raise Refusal(Code.MALFORMED, "a message inside a session has a frame and no configuration")
     masks_now = plan.train_in is TrainIn.MASKED and envelope.phase == _MASKED
     if masks_now:
-        _guarded(lambda: machine.set_input(_input(plan, envelope.arrays, stored.model, run_app)))
+        _guarded(lambda: machine.set_input(_input(plan, envelope, stored.model, run_app)))
     elif envelope.arrays is not None:
         raise Refusal(Code.MALFORMED, "a model outside its phase")
-    frame = _only_frame(_guarded(lambda: machine.receive(envelope.frame or b"")))
+    received = envelope.frame
+    frame = _only_frame(_guarded(lambda: machine.receive(received)))
+    survivors = stored.survivors or _survivors(envelope.phase, config, received)
+    if envelope.phase == _MASKED:
+        node.reserve(config, plan, stored.attempt)
+    elif machine.phase is Phase.DONE:
+        node.settle(config, plan, stored.attempt, survivors)
     if machine.phase is Phase.DONE:
         return frame, SessionState.tombstone(stored.attempt)
     return frame, SessionState(
@@ -202,7 +210,21 @@ def _continue(
         plan=stored.plan,
         model=stored.model,
         machine=machine.snapshot(node.storage_key, SECRETS),
+        survivors=survivors,
     )
+
+
+def _survivors(phase: str, config: RoundConfig, frame: bytes) -> int:
+    """How many inputs are in the sum, from the first frame that says so; 0 if this one does not.
+
+    The machine has accepted the frame: its length is right, and against an active server the list
+    is the one that this node signs.
+    """
+    if phase == str(Phase.CONSISTENCY_CHECK):
+        return int.from_bytes(decode_frame(frame).body, "little").bit_count()
+    if phase == str(Phase.UNMASKING) and config.adversary is Adversary.SEMI_HONEST:
+        return int.from_bytes(decode_frame(frame).body[:4], "little")
+    return 0
 
 
 _CODES: tuple[tuple[tuple[type[SecureFLError], ...], Code], ...] = (
@@ -235,10 +257,9 @@ def _only_frame(out: Iterable[object]) -> bytes:
 # -- the app's own function -----------------------------------------------------------------------
 
 
-def _input(
-    plan: Plan, arrays: ArrayRecord | None, model: bytes, run_app: AppFunction
-) -> RingVector:
+def _input(plan: Plan, envelope: Envelope, model: bytes, run_app: AppFunction) -> RingVector:
     """Runs the app on the model and encodes what it came to."""
+    arrays = envelope.arrays
     if arrays is None:
         raise Refusal(Code.MALFORMED, "the message that asks for training brings no model")
     try:
@@ -267,7 +288,7 @@ def _input(
     reported = _reported(reply)
     try:
         weight = _weight(plan, reported)
-        return plan.encode(update, weight=weight, metrics=reported)
+        return plan.encode(update, weight=weight, metrics=reported, round_seed=envelope.attempt)
     except ConfigurationError as error:
         raise Refusal(Code.METRICS, str(error)) from None
 

@@ -47,6 +47,7 @@ class SessionState:
         plan: canonical bytes of the plan; empty if over.
         model: the model's digest; empty if over.
         machine: the machine's snapshot, sealed; empty if over.
+        survivors: inputs in the sum, once this node has signed their list; 0 before.
     """
 
     attempt: bytes
@@ -56,6 +57,7 @@ class SessionState:
     plan: bytes = b""
     model: bytes = b""
     machine: bytes = b""
+    survivors: int = 0
 
     @classmethod
     def tombstone(cls, attempt: bytes) -> SessionState:
@@ -102,6 +104,7 @@ class SessionState:
                 "plan": self.plan,
                 "model": self.model,
                 "machine": self.machine,
+                "survivors": self.survivors,
             }
         size = sum(len(value) for value in fields.values() if isinstance(value, bytes))
         if size > MAX_STATE_BYTES:
@@ -118,9 +121,9 @@ class SessionState:
         record = state.get(RECORD)
         if not isinstance(record, ConfigRecord) or record.get("v") != _VERSION:
             return None
-        names = ("attempt", "phase", "client", "config", "plan", "model", "machine")
+        names = ("attempt", "phase", "client", "config", "plan", "model", "machine", "survivors")
         fields = {name: record[name] for name in names if name in record}
-        kinds = {"phase": str, "client": int}
+        kinds = {"phase": str, "client": int, "survivors": int}
         if any(type(value) is not kinds.get(name, bytes) for name, value in fields.items()):
             return None
         if len(fields) not in (2, len(names)) or not {"attempt", "phase"} <= set(fields):

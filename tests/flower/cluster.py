@@ -108,15 +108,19 @@ class Outcome:
     log: str
 
 
-def probe_task() -> Any:
-    """The module of the test app that both sides know."""
-    path = HERE / "app" / "probe" / "task.py"
-    spec = importlib.util.spec_from_file_location("probe_task", path)
+def module_at(name: str, path: Path) -> Any:
+    """A module of an app, by its file."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def probe_task() -> Any:
+    """What the test app's two sides have in common."""
+    return module_at("probe_task", HERE / "app" / "probe" / "task.py")
 
 
 class Cluster:
@@ -216,8 +220,8 @@ class Cluster:
         self._runs += 1
         folder = self.folder / f"run{self._runs}"
         shutil.copytree(HERE / "app" if app is None else app, folder / "app")
-        shutil.copy(REPOSITORY / "LICENSE", folder / "app")
-        fields = {"result": str(folder / "result.json")} | config
+        shutil.copy(REPOSITORY / "LICENSE", folder / "app" / "LICENSE")
+        fields = config if app else {"result": str(folder / "result.json")} | config
         text = " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())
         with (folder / "run.log").open("wb") as log:
             return subprocess.Popen(

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("flwr", reason="the extra 'flower' is not installed")
 
 import numpy as np
-from flower_cluster import Cluster, Outcome, cluster, probe_task
+from flower_cluster import REPOSITORY, Cluster, Outcome, cluster, module_at, probe_task
 
 from securefl.wire import unpack_words
 
@@ -221,3 +221,59 @@ def test_a_node_restarted_between_two_messages_has_lost_its_state(six: Cluster) 
     six.start_node(2)
     outcome = six.finish(process)
     assert_models(outcome, [[0, 1, 3, 4, 5]])
+
+
+@long
+def test_the_example_app_survives_a_killed_supernode_and_equals_the_plain_mean(
+    six: Cluster,
+) -> None:
+    """Three rounds against a server that may lie, five nodes needed, one killed in mid-round."""
+    example = REPOSITORY / "examples" / "flower_app" / "secure"
+    digits = module_at("digits_task", example / "digits_app" / "task.py")
+    for name in ("torch", "sklearn"):
+        pytest.importorskip(name)
+    six.recorder.clear()
+    out = six.folder / "digits.npz"
+    process = six.begin(example, out=str(out), roster=str(six.folder / "roster.json"))
+    six.wait_for_phase("share_keys", 2)
+    six.end("node4", signal.SIGKILL)
+    outcome = six.finish(process)
+    six.start_node(4)
+    assert outcome.status == "finished:completed", outcome.log
+    streams = six.recorder.traffic()
+    models = _models(out)
+    assert len(models) == 4
+    for number in (1, 2, 3):
+        locals_ = {p: digits.train(models[number - 1], p, 6, number)[:2] for p in range(6)}
+        found = _flat(models[number])
+        # Which five or six were in the sum is not in the model's file: exactly one choice fits.
+        fits = []
+        for left_out in (None, *range(6)):
+            alive = [p for p in range(6) if p != left_out]
+            total = sum(locals_[p][1] for p in alive)
+            mean = sum(_flat(locals_[p][0]) * locals_[p][1] for p in alive) / total
+            if np.abs(mean - found).max() <= 9 / (1 << 17) + 1e-6:
+                fits.append(left_out)
+        assert len(fits) == 1
+        if number > 1:
+            assert fits == [4]
+        for state, _ in locals_.values():
+            for tensor in state.values():
+                piece = tensor.numpy().reshape(-1)[:10].tobytes()
+                assert not any(piece in stream for stream in streams)
+
+
+def _models(path: Path) -> list[dict[str, Any]]:
+    import torch
+
+    raw = np.load(path)
+    found: dict[int, dict[str, Any]] = {}
+    for name in raw.files:
+        number, key = name.split(" ")
+        found.setdefault(int(number), {})[key] = torch.tensor(raw[name], dtype=torch.float32)
+    return [found[number] for number in sorted(found)]
+
+
+def _flat(state: dict[str, Any]) -> np.ndarray:
+    parts = [state[key].numpy().astype(np.float64).reshape(-1) for key in sorted(state)]
+    return np.concatenate(parts)

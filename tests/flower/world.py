@@ -262,7 +262,10 @@ class Site:
 
     def write(self, node: int, floor: str = "", more: str = "", head: str = "") -> Path:
         path = self.folder / str(node) / "node.toml"
-        default = 'identity = "identity.pem"\nroster = "roster.json"\njournal = "node.sqlite"\n'
+        default = (
+            'identity = "identity.pem"\nroster = "roster.json"\njournal = "node.sqlite"\n'
+            'ledger = "node.ledger"\n'
+        )
         path.write_text(f'schema = "securefl-node/1"\n{head or default}[floor]\n{floor}\n{more}\n')
         return path
 
