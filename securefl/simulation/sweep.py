@@ -85,12 +85,12 @@ def run_sweep(
 
 
 def _check_targets(config: RunConfig, train: Dataset) -> None:
-    scheme = scheme_of(config)
     first = {(spec.mode, spec.target_epsilon): spec for spec in reversed(config.runs())}
     dimensions: dict[Mode, int] = {}
     for spec in first.values():
         if spec.mode.shares_noise and spec.mode not in dimensions:
             dimensions[spec.mode] = make_model(config, spec, train).dim
+        scheme = scheme_of(config.summed(spec.mode))
         make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), len(train))
 
 
