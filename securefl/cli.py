@@ -308,6 +308,12 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         output.print(
             "Without DP the secure sum hides single updates, not what the sum and the model reveal."
         )
+    if summary["clients_exposed"]:
+        output.print(
+            f"Without DP the sums of several rounds together determine the update of up to "
+            f"{summary['clients_exposed']} of {summary['clients']} clients, as far as updates "
+            "change little between rounds."
+        )
     if summary["experimental"]:
         output.print(f"Experimental, do not rely on it: {summary['experimental']}.")
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)

@@ -24,13 +24,19 @@ from securefl.config_noise import (
     DistributedDPConfig,
     LearningRate,
     Momentum,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Section,
     SeedInt,
     UserLevelDPConfig,
 )
+from securefl.config_rounds import (
+    ClientMetricsConfig,
+    ParticipationConfig,
+    SimulationConfig,
+    StopConfig,
+)
+from securefl.config_training import ServerConfig, TrainingConfig
 from securefl.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AggregationConfig",
+    "ClientMetricsConfig",
     "DataConfig",
     "DistributedDPConfig",
     "EncodingConfig",
@@ -49,11 +56,13 @@ __all__ = [
     "LocalDPConfig",
     "Mode",
     "ModelConfig",
+    "ParticipationConfig",
     "PartitionConfig",
     "RunConfig",
     "RunSpec",
     "ServerConfig",
     "SimulationConfig",
+    "StopConfig",
     "SweepConfig",
     "TrainingConfig",
     "UserLevelDPConfig",
@@ -116,6 +125,10 @@ class DataConfig(Section):
     split_seed: SeedInt | None = None
     """Seed of the train/test split; default: the run's own seed, so that the mean over seeds is
     also one over splits (a single small test set can be two points too easy or too hard)."""
+    standardise: Literal["public", "federated"] = "public"
+    """``public``: features are scaled by public bounds only. ``federated``: then also by their mean
+    and variance over all clients' training records, from one secure sum without noise; mode
+    ``none`` only, and data sets with named features."""
 
     @model_validator(mode="after")
     def _leaf_alone_has_a_path(self) -> DataConfig:
@@ -152,28 +165,6 @@ class ModelConfig(Section):
     activation: Literal["relu", "tanh"] = "relu"
 
 
-class TrainingConfig(Section):
-    """``[training]``: what a client does in one round without differential privacy."""
-
-    algorithm: Literal["fedavg", "fedsgd"] = "fedavg"
-    rounds: PositiveInt = 10
-    local_epochs: PositiveInt | None = None
-    local_steps: PositiveInt | None = None
-    batch_size: PositiveInt = 64
-    learning_rate: LearningRate = 0.1
-    momentum: Momentum = 0.0
-    proximal: NonNegativeFloat = 0.0
-    """FedProx's mu: pull of every local step towards the round's global model; 0 is FedAvg."""
-    weights: Literal["examples", "equal"] = "examples"
-    """``examples``: n_i/n, carried inside the masked vector; ``equal``: every client counts 1."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingConfig:
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ValueError("give local_epochs or local_steps, not both")
-        return self
-
-
 class LocalDPConfig(Section):
     """``[local_dp]``: record-level DP-SGD on every client. Weights are always equal here.
 
@@ -190,14 +181,6 @@ class LocalDPConfig(Section):
     learning_rate: LearningRate = 0.5
     momentum: Momentum = 0.0
     activation: Literal["relu", "tanh"] = "tanh"
-
-
-class ServerConfig(Section):
-    """``[server]``: the optimiser that applies the decoded mean update."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: LearningRate = 1.0
-    momentum: Momentum = 0.0
 
 
 class EncodingConfig(Section):
@@ -275,15 +258,6 @@ class AggregationConfig(Section):
         return self
 
 
-class SimulationConfig(Section):
-    """``[simulation]``: what goes wrong on purpose."""
-
-    dropped_per_round: Annotated[int, Field(ge=0)] = 0
-    """Clients that vanish in each round, each in a phase drawn at random."""
-    max_lost_rounds: PositiveInt = 3
-    """Consecutive rounds below the threshold after which a run stops."""
-
-
 class SweepConfig(Section):
     """``[sweep]``: one run per mode, target epsilon (private modes only) and seed."""
 
@@ -336,18 +310,23 @@ class RunConfig(Section):
     server: ServerConfig = ServerConfig()
     encoding: EncodingConfig = EncodingConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    participation: ParticipationConfig = ParticipationConfig()
+    stop: StopConfig = StopConfig()
+    client_metrics: ClientMetricsConfig = ClientMetricsConfig()
     simulation: SimulationConfig = SimulationConfig()
     sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        clients, dropped = self.partition.clients, self.simulation.dropped_per_round
+        self.participation.check(self.partition.clients)
+        self.simulation.check(self.partition.clients)
+        self._check_without_privacy()
+        clients, dropped = self.cohort_size, self.simulation.dropped_per_round
         threshold = self.threshold
         wanted = self.aggregation
         if threshold > clients:
-            raise ValueError(
-                f"aggregation.threshold is {threshold}, but partition.clients is {clients}"
-            )
+            cohort = "partition.clients" if clients == self.partition.clients else "a cohort"
+            raise ValueError(f"aggregation.threshold is {threshold}, but {cohort} is {clients}")
         if clients - dropped < threshold:
             raise ValueError(
                 f"simulation.dropped_per_round = {dropped} of {clients} clients leaves "
@@ -369,6 +348,41 @@ class RunConfig(Section):
                 f"with {clients} clients and threshold {threshold}: {error}"
             ) from None
         return self
+
+    def _check_without_privacy(self) -> None:
+        """What reads private records without paying for it has no place beside private modes."""
+        private = [mode.value for mode in self.sweep.modes if mode.private]
+        shared = [mode.value for mode in self.sweep.modes if mode.shares_noise]
+        if private and self.data.standardise == "federated":
+            raise ValueError(
+                f'data.standardise = "federated" reads all records without noise; modes {private} '
+                "would claim an epsilon that it breaks; use public bounds, or standardise before "
+                "with securefl.simulation.statistics and a privacy budget of its own"
+            )
+        if private and self.client_metrics.every is not None:
+            raise ValueError(
+                f"client_metrics reads private records without noise; modes {private} would claim "
+                "an epsilon that it breaks"
+            )
+        if private and self.simulation.local_steps:
+            raise ValueError(f"simulation.local_steps is for mode none, found modes {private}")
+        if shared and self.participation.rule != "all":
+            raise ValueError(
+                f'participation.rule = "{self.participation.rule}" is for modes none and local-dp; '
+                f"{shared} have their own sampling in their own sections"
+            )
+        if self.client_metrics.fine_tune_steps and self.client_metrics.every is None:
+            raise ValueError("client_metrics.fine_tune_steps needs client_metrics.every")
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that a round's sum is planned for; with Poisson cohorts the most there can be."""
+        return self.participation.cohort_size(self.partition.clients)
+
+    def for_cohort(self, size: int) -> RunConfig:
+        """The same configuration for sums of exactly ``size`` clients: thresholds, degree, A."""
+        fixed = ParticipationConfig.model_construct(rule="fixed", size=size)
+        return self.model_copy(update={"participation": fixed})
 
     def _check_shared_noise(self) -> None:
         """What the modes of the sweep and the sections of their noise must agree on."""
@@ -459,7 +473,7 @@ class RunConfig(Section):
     @property
     def assumed_corrupt(self) -> int:
         """A: one client in twenty, at least one, is assumed to help the server."""
-        return -(-self.partition.clients // 20)
+        return -(-self.cohort_size // 20)
 
     @property
     def threshold(self) -> int:
@@ -469,7 +483,7 @@ class RunConfig(Section):
         """
         if self.aggregation.threshold is not None:
             return self.aggregation.threshold
-        clients = self.partition.clients
+        clients = self.cohort_size
         usual = 2 * clients // 3 + 1
         if self.aggregation.adversary == "active" and self.aggregation.protocol == "secagg":
             from securefl.protocols.secagg.choice import least_alive  # noqa: PLC0415  # see below
@@ -498,9 +512,7 @@ class RunConfig(Section):
         if self.aggregation.encrypted:
             from securefl.protocols.paillier.params import most_input_bits  # noqa: PLC0415
 
-            return most_input_bits(
-                self.partition.clients, hybrid=self.aggregation.experimental_hybrid
-            )
+            return most_input_bits(self.cohort_size, hybrid=self.aggregation.experimental_hybrid)
         return 64
 
     def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams:
@@ -511,7 +523,7 @@ class RunConfig(Section):
         """
         from securefl.round import Adversary, ThreatModel  # noqa: PLC0415
 
-        clients, wanted = self.partition.clients, self.aggregation
+        clients, wanted = self.cohort_size, self.aggregation
         if wanted.encrypted:
             from securefl.protocols.paillier.params import PaillierParams  # noqa: PLC0415
 
@@ -537,7 +549,7 @@ class RunConfig(Section):
 
     def _masked(self, threat: ThreatModel) -> SecAggParams | LightSecAggParams:
         """The protocols in which the clients themselves open the sum."""
-        clients, wanted = self.partition.clients, self.aggregation
+        clients, wanted = self.cohort_size, self.aggregation
         if wanted.protocol == "lightsecagg":
             from securefl.protocols.lightsecagg.params import (  # noqa: PLC0415
                 LightSecAggParams,

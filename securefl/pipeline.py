@@ -40,7 +40,7 @@ from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
-from securefl.training.apply import ServerOptimiser
+from securefl.training.apply import ServerStep
 from securefl.training.dpsgd import ClientBudget
 from securefl.training.local import ModelUpdate, Trainer
 
@@ -254,7 +254,7 @@ def private_round(
     participants: Mapping[ClientId, Participant],
     scheme: Scheme,
     codec: Codec,
-    optimiser: ServerOptimiser,
+    optimiser: ServerStep,
     transport: Transport,
     plan_digest: bytes = b"",
     population: PopulationBudget | None = None,
@@ -265,7 +265,8 @@ def private_round(
 
     Args:
         round_index: number of the round, from 0.
-        vector: float32[d], the global model that every client starts from.
+        vector: float32[d], the global model that every client starts from (with some algorithms
+            the model and more, see :mod:`securefl.training.payload`).
         participants: the cohort.
         scheme: how updates are summed; its numbers come from the threat model.
         codec: floats to ring elements and back; may carry the weights inside the vector, or add
@@ -370,7 +371,9 @@ def private_round(
         mean = codec.decode(  # 8 decode
             report.aggregate, round_seed=seed, denominator=denominator
         ).mean
-        new_vector = optimiser.apply(vector, mean)  # 9 apply
+        new_vector = optimiser.apply(  # 9 apply
+            vector, mean, survivors=len(report.aggregate.survivors)
+        )
     return replace(
         outcome,
         status=RoundStatus.OK,

@@ -25,7 +25,7 @@ from securefl.round import Adversary
 from securefl.simulation.schemes import scheme_of
 
 
-def test_presets_are_the_four_data_sets_and_what_shared_noise_does_on_two_of_them() -> None:
+def test_presets_are_the_four_data_sets_and_three_with_shared_noise() -> None:
     assert preset_names() == (
         "breast-cancer",
         "digits",

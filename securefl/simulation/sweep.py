@@ -255,6 +255,10 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
             }
             for result in results
         ],
+        # The most clients of one run without DP whose update several sums determine.
+        "clients_exposed": max(
+            (result.summary.get("clients_exposed", 0) for result in results), default=0
+        ),
         "model": config.model.name,
         "fidelity": config.aggregation.fidelity.value,
         "protocol": config.aggregation.protocol,

@@ -9,6 +9,7 @@ one ran stands in every record.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
 from securefl.simulation.peers import run_peers
 from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
-from securefl.training.apply import ServerOptimiser
+from securefl.training.apply import ServerStep
 from securefl.training.local import ModelUpdate
 
 __all__ = [
@@ -60,10 +61,15 @@ class DropPlan:
     Attributes:
         seed: of the schedule; public, nothing private depends on it.
         per_round: how many clients vanish in each round.
+        delays: mean delay of each client's input in simulated seconds, by id; empty for none. A
+            round's delay is drawn from the exponential distribution.
+        deadline: simulated seconds after which an input is late, and its client a dropped one.
     """
 
     seed: int
     per_round: int
+    delays: tuple[float, ...] = ()
+    deadline: float = math.inf
 
     def drops(self, round_index: int, present: Sequence[ClientId]) -> Drops:
         """The clients of ``present`` that vanish in this round, by phase."""
@@ -75,7 +81,20 @@ class DropPlan:
         for index, phase in zip(chosen, phases, strict=True):
             name = PHASES[phase]
             drops[name] = (*drops.get(name, ()), present[index])
+        gone = {client for clients in drops.values() for client in clients}
+        late = tuple(c for c in self.late(round_index, present) if c not in gone)
+        if late:
+            drops[INPUT_PHASE] = (*drops.get(INPUT_PHASE, ()), *late)
         return drops
+
+    def late(self, round_index: int, present: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        """The clients of ``present`` whose input would come after the deadline."""
+        if not self.delays:
+            return ()
+        # One draw per client there is, so that nobody's delay depends on who else is present.
+        generator = np.random.default_rng((self.seed, round_index, 0x51041))
+        delays = generator.exponential(self.delays)
+        return tuple(client for client in present if delays[client] > self.deadline)
 
     def senders(self, round_index: int, present: Sequence[ClientId]) -> tuple[ClientId, ...]:
         """Who stays until its input is sent: everybody but those that vanish earlier."""
@@ -251,7 +270,7 @@ def float_round(
     plan: DropPlan,
     threshold: int,
     weighted: bool,
-    optimiser: ServerOptimiser,
+    optimiser: ServerStep,
 ) -> RoundOutcome:
     """A round without encoding and without any protocol: the baseline for what encoding costs.
 
@@ -278,7 +297,7 @@ def float_round(
         values = np.stack([update.values.astype(np.float64) for update in updates.values()])
         weights = [update.weight if weighted else 1 for update in updates.values()]
         mean = np.average(values, axis=0, weights=weights)
-        new_vector = optimiser.apply(vector, mean)
+        new_vector = optimiser.apply(vector, mean, survivors=len(updates))
     return RoundOutcome(
         status=RoundStatus.OK,
         vector=new_vector,

@@ -91,7 +91,7 @@ class Liars:
 
     def vote(self, u: ClientId, members: Iterable[int]) -> bytes:
         alive = flags(self.ids, members)
-        statement = self.bench.peers[TARGET]._statement(alive)
+        statement = self.bench.peers[TARGET]._ballots.statement(alive)
         signature = self.bench.identities[u].sign(statement)
         return Confirm(alive=alive, signature=signature).encode()
 

@@ -28,6 +28,7 @@ SMALL = (
     "training.batch_size=128",
     "local_dp.steps_per_round=2",
     "partition.clients=5",
+    'sweep.modes=["none", "local-dp"]',
     "sweep.epsilons=[8.0]",
     'sweep.modes=["none", "local-dp"]',
     "sweep.seeds=[0]",

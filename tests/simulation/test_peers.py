@@ -145,7 +145,7 @@ def test_two_lists_signed_by_one_peer_come_to_light_in_the_events() -> None:
         if decode_frame(envelope.frame).type != MessageType.CONFIRM:
             return None
         other = np.array([True] * 5 + [False])
-        signature = identity.sign(peers[liar]._statement(other))
+        signature = identity.sign(peers[liar]._ballots.statement(other))
         body = Confirm(alive=other, signature=signature).encode()
         forged = peers[liar]._end.outbound(MessageType.CONFIRM, body, victim)
         return (Delivery(frame=forged.frame),)

@@ -9,69 +9,110 @@ knows no shares and no phases.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.primitives.signing import BadSignature, IdentityDirectory
-from securefl.protocols.machine import SignedTwice
-from securefl.round import ClientId, Protocol, Usage, dst
+from securefl.protocols.machine import Reason, SignedTwice
+from securefl.protocols.peersum.keys import KeySchedule
+from securefl.round import ClientId, Protocol, RoundConfig, Usage, dst
+from securefl.wire import pack_bitmap
 
-__all__ = ["Ballots", "check_signed_twice"]
+__all__ = ["Ballots", "NoVote", "check_signed_twice"]
 
 _LABEL = dst(Usage.SURVIVOR_SIGNATURE, Protocol.PEERSUM)
 _SESSION = slice(len(_LABEL), len(_LABEL) + 32)
 
 
-@dataclass(slots=True, kw_only=True)
-class Ballots:
-    """Signatures on survivor lists.
+class NoVote(Exception):
+    """A signature that does not count; it never leaves a peer's machine.
 
     Attributes:
-        directory: everybody's identities.
-        by_list: bitmap -> signer -> signature; only valid ones.
-        statements: bitmap -> what its signers signed.
-        blamed: peers whose two signatures were handed out as proof.
+        reason: what the peer reports.
     """
 
-    directory: IdentityDirectory
-    by_list: dict[bytes, dict[ClientId, bytes]] = field(default_factory=dict)
-    statements: dict[bytes, bytes] = field(default_factory=dict)
-    blamed: set[ClientId] = field(default_factory=set)
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
 
-    def add(
-        self, u: ClientId, survivors: bytes, statement: bytes, signature: bytes
-    ) -> SignedTwice | None:
+
+class Ballots:
+    """Signatures on survivor lists, as one peer knows them.
+
+    Args:
+        config: of the session.
+        directory: everybody's identities.
+        c_pk: the public channel keys that this peer knows; it grows while keys arrive.
+
+    Attributes:
+        by_list: bitmap -> signer -> signature; only valid ones.
+    """
+
+    def __init__(
+        self,
+        config: RoundConfig,
+        *,
+        directory: IdentityDirectory,
+        c_pk: Mapping[ClientId, bytes],
+    ) -> None:
+        self._config = config
+        self._session = config.digest()
+        self._directory = directory
+        self._c_pk = c_pk
+        self._statements: dict[bytes, bytes] = {}
+        self._blamed: set[ClientId] = set()
+        self.by_list: dict[bytes, dict[ClientId, bytes]] = {}
+
+    def statement(self, alive: NDArray[np.bool_]) -> bytes | None:
+        """What a signature on this list signs; None if a key of somebody on it never came."""
+        members = [v for v, there in zip(self._config.cohort, alive, strict=True) if there]
+        if not all(v in self._c_pk for v in members):
+            return None
+        keys = [self._c_pk[v] for v in members]
+        return KeySchedule.survivor_statement(self._session, pack_bitmap(alive), keys)
+
+    def vote(self, u: ClientId, alive: NDArray[np.bool_], signature: bytes) -> SignedTwice | None:
         """Counts one signature.
 
         Args:
             u: who is said to have signed.
-            survivors: the list's bitmap.
-            statement: what a signature on it signs.
+            alive: the list, bool[n].
             signature: 64 bytes.
 
         Returns:
             The proof, if u is now known to have signed two lists; once per peer.
 
         Raises:
-            BadSignature: if u did not sign the statement; nothing changes.
+            NoVote: for a list that this peer would never open, of too few or of dealers whose keys
+                it does not have; or a signature that is not u's on the list with these keys. That
+                need not be u's fault: somebody on the list may have given u another key.
         """
-        votes = self.by_list.get(survivors, {})
-        if votes.get(u) == signature:  # the same one comes back in everybody's certificate
-            return None
-        self.directory.verify(u, signature, statement)
+        survivors = pack_bitmap(alive)
+        if self.by_list.get(survivors, {}).get(u) == signature:
+            return None  # the same one comes back in everybody's certificate
+        statement = self.statement(alive)
+        if statement is None or int(alive.sum()) < self._config.n_min:
+            raise NoVote(Reason.ROSTER_MISMATCH)
+        try:
+            self._directory.verify(u, signature, statement)
+        except BadSignature:
+            raise NoVote(Reason.INVALID_SIGNATURE) from None
         self.by_list.setdefault(survivors, {}).setdefault(u, signature)
-        self.statements[survivors] = statement
+        self._statements[survivors] = statement
         return self._contradiction(u)
 
     def _contradiction(self, u: ClientId) -> SignedTwice | None:
         signed = [survivors for survivors, votes in self.by_list.items() if u in votes]
-        if len(signed) < 2 or u in self.blamed:
+        if len(signed) < 2 or u in self._blamed:
             return None
-        self.blamed.add(u)
+        self._blamed.add(u)
         first, second = signed[:2]
         return SignedTwice(
             client=u,
-            statements=(self.statements[first], self.statements[second]),
+            statements=(self._statements[first], self._statements[second]),
             signatures=(self.by_list[first][u], self.by_list[second][u]),
         )
 

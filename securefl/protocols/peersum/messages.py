@@ -9,6 +9,7 @@ keys and makes no decisions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,12 @@ from securefl.wire import SIGNATURE_BYTES, Buffer, Reader, pack_bitmap
 __all__ = [
     "AdvertiseKeys",
     "Confirm",
+    "Message",
     "Report",
     "RevealSum",
     "ShareInput",
     "decode_elements",
+    "decode_message",
     "encode_elements",
     "message_type",
     "sealed_bytes",
@@ -164,3 +167,27 @@ class RevealSum:
         ciphertext = bytes(reader.take(sealed_bytes(m)))
         reader.finish()
         return cls(alive=alive, signers=signers, signatures=signatures, ciphertext=ciphertext)
+
+
+Message: TypeAlias = AdvertiseKeys | ShareInput | Report | Confirm | RevealSum
+
+
+def decode_message(kind: MessageType, body: Buffer, *, n: int, m: int) -> Message:
+    """The message of this type, but for ABORT, in a session of n peers and m entries.
+
+    Raises:
+        WireError: for a body that no such message has.
+    """
+    match kind:
+        case MessageType.ADVERTISE_KEYS:
+            return AdvertiseKeys.decode(body)
+        case MessageType.SHARE_INPUT:
+            return ShareInput.decode(body, m=m)
+        case MessageType.REPORT:
+            return Report.decode(body, n=n)
+        case MessageType.CONFIRM:
+            return Confirm.decode(body, n=n)
+        case MessageType.REVEAL_SUM:
+            return RevealSum.decode(body, n=n, m=m)
+        case MessageType.ABORT:
+            raise WireError("an ABORT is no message of a phase")

@@ -36,7 +36,7 @@ from securefl.errors import (
 from securefl.modular import RingVector
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
 from securefl.primitives.reed_solomon import TooManyErrors
-from securefl.primitives.signing import BadSignature, IdentityDirectory, IdentityKey
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import (
     Aborted,
     AggregateReady,
@@ -51,16 +51,18 @@ from securefl.protocols.machine import (
     ShareUnreadable,
 )
 from securefl.protocols.messages import Abort
-from securefl.protocols.peersum.agreement import Ballots
+from securefl.protocols.peersum.agreement import Ballots, NoVote
 from securefl.protocols.peersum.ends import PeerEnd
 from securefl.protocols.peersum.keys import SEED_BYTES, Channel, KeySchedule
 from securefl.protocols.peersum.messages import (
     AdvertiseKeys,
     Confirm,
+    Message,
     Report,
     RevealSum,
     ShareInput,
     decode_elements,
+    decode_message,
     encode_elements,
     message_type,
 )
@@ -87,7 +89,6 @@ from securefl.wire import Buffer, decode_frame, pack_bitmap
 
 __all__ = ["PeerSumPeer"]
 
-_Message = AdvertiseKeys | ShareInput | Report | Confirm | RevealSum
 _F = TypeVar("_F", bound=BelowThreshold | PeerProtocolError)
 _ORDER = [row.message for row in PEER]
 
@@ -164,11 +165,11 @@ class PeerSumPeer:
         self._random_bytes = random_bytes
         self._phase: Phase | None = None
         self._accepted: dict[tuple[int, ClientId], bytes] = {}
-        self._ahead: list[tuple[MessageType, ClientId, _Message]] = []
+        self._ahead: list[tuple[MessageType, ClientId, Message]] = []
         self._gone: set[ClientId] = set()
         self._c_pk: dict[ClientId, bytes] = {}
         self._reports: dict[ClientId, NDArray[np.bool_]] = {}
-        self._ballots = Ballots(directory=directory)
+        self._ballots = Ballots(config, directory=directory, c_pk=self._c_pk)
         self._learned: list[Event] = []
         self._list: bytes | None = None
         self._U: list[tuple[ClientId, ...]] = []
@@ -341,7 +342,7 @@ class PeerSumPeer:
         if v in self._gone:
             raise self._end.unexpected(v, f"{kind.name} of a peer that was dropped before")
         try:
-            message = self._decode(kind, parsed.body)
+            message = decode_message(kind, parsed.body, n=self._config.n, m=self._config.m)
         except WireError:
             return self._drop(v, Reason.MALFORMED)
         if (kind, v) in self._accepted:
@@ -393,20 +394,6 @@ class PeerSumPeer:
 
     # -- frames -----------------------------------------------------------------------------------
 
-    def _decode(self, kind: MessageType, body: Buffer) -> _Message:
-        n, m = self._config.n, self._config.m
-        match kind:
-            case MessageType.ADVERTISE_KEYS:
-                return AdvertiseKeys.decode(body)
-            case MessageType.SHARE_INPUT:
-                return ShareInput.decode(body, m=m)
-            case MessageType.REPORT:
-                return Report.decode(body, n=n)
-            case MessageType.CONFIRM:
-                return Confirm.decode(body, n=n)
-            case _:
-                return RevealSum.decode(body, n=n, m=m)
-
     def _collects(self, kind: MessageType) -> bool:
         row = row_of(self._phase) if self._phase is not None else None
         return row is not None and row.message is kind
@@ -415,7 +402,7 @@ class PeerSumPeer:
         """Whether the phase that collects this type of message is over."""
         return kind in _ORDER[: len(self._U)]
 
-    def _take(self, v: ClientId, message: _Message) -> list[Outbound | Event]:
+    def _take(self, v: ClientId, message: Message) -> list[Outbound | Event]:
         """What a message of this phase changes; bad content drops its sender."""
         try:
             match message:
@@ -466,15 +453,12 @@ class PeerSumPeer:
 
     def _on_confirm(self, v: ClientId, message: Confirm) -> list[Outbound | Event]:
         events: list[Event] = []
-        if not self._vote(v, message.alive, message.signature, events):
-            # Not v's fault for sure: somebody on the list may have given v another public key.
-            events.append(self._ignored(v, Reason.INVALID_SIGNATURE))
+        self._vote(v, message.alive, message.signature, events)
         return [*events]
 
     def _on_reveal_sum(self, v: ClientId, message: RevealSum) -> list[Outbound | Event]:
         secrets = self._live()
-        events: list[Event] = []
-        self._count_certificate(message, events)
+        events = self._count_certificate(message)
         survivors = pack_bitmap(message.alive)
         if survivors != self._list or v not in secrets.agreed:
             return [*events, self._ignored(v, Reason.EQUIVOCATION)]
@@ -500,47 +484,37 @@ class PeerSumPeer:
 
     # -- the agreement ----------------------------------------------------------------------------
 
-    def _statement(self, alive: NDArray[np.bool_]) -> bytes | None:
-        """What a signature on this list signs; None if a key of somebody on it never came."""
-        members = [v for v, there in zip(self._cohort(), alive, strict=True) if there]
-        if not all(v in self._c_pk for v in members):
-            return None
-        keys = [self._c_pk[v] for v in members]
-        return KeySchedule.survivor_statement(self._end.session, pack_bitmap(alive), keys)
-
     def _vote(
         self, v: ClientId, alive: NDArray[np.bool_], signature: bytes, events: list[Event]
-    ) -> bool:
-        """Counts v's signature on a list; False if v did not sign it as this peer knows the keys.
-
-        A list that this peer would never open, of too few or of dealers without keys, is no vote:
-        whoever signed it is left in peace.
-        """
-        statement = self._statement(alive)
-        if statement is None or int(alive.sum()) < self._config.n_min:
-            events.append(self._ignored(v, Reason.ROSTER_MISMATCH))
-            return True
+    ) -> None:
+        """Counts v's signature on a list, if it is one that this peer could open."""
         try:
-            proof = self._ballots.add(v, pack_bitmap(alive), statement, signature)
-        except BadSignature:
-            return False
+            proof = self._ballots.vote(v, alive, signature)
+        except NoVote as error:
+            events.append(self._ignored(v, error.reason))
+            return
         if proof is not None:
             events.append(proof)
-        return True
 
-    def _count_certificate(self, message: RevealSum, events: list[Event]) -> None:
-        """The signatures that somebody else collected. One that does not verify does not count."""
+    def _count_certificate(self, message: RevealSum) -> list[Event]:
+        """The signatures that somebody else collected; one that does not verify does not count.
+
+        Returns:
+            Proofs against those who are now known to have signed two lists.
+        """
+        events: list[Event] = []
         signers = [v for v, there in zip(self._cohort(), message.signers, strict=True) if there]
         for v, signature in zip(signers, message.signatures, strict=True):
             self._vote(v, message.alive, signature, events)
+        return [event for event in events if not isinstance(event, FrameIgnored)]
 
-    def _lies(self, v: ClientId, message: _Message) -> list[Event]:
+    def _lies(self, v: ClientId, message: Message) -> list[Event]:
         """Proof that somebody signed two lists, from a message that counts for nothing else."""
+        if isinstance(message, RevealSum):
+            return self._count_certificate(message)
         events: list[Event] = []
         if isinstance(message, Confirm):
             self._vote(v, message.alive, message.signature, events)
-        elif isinstance(message, RevealSum):
-            self._count_certificate(message, events)
         return [event for event in events if not isinstance(event, FrameIgnored)]
 
     # -- closing ----------------------------------------------------------------------------------
@@ -581,11 +555,9 @@ class PeerSumPeer:
 
     def _learn_ahead(self) -> None:
         """Signatures in the frames of peers who are a phase ahead count as well."""
-        events: list[Event] = []
         for _, v, message in self._ahead:
             if isinstance(message, RevealSum) and v not in self._gone:
-                self._count_certificate(message, events)
-        self._learned += [event for event in events if not isinstance(event, FrameIgnored)]
+                self._learned += self._count_certificate(message)
 
     def _common_dealers(self) -> NDArray[np.bool_]:
         """A_v = ∩ D_r over all reports: dealers whose shares every reporter holds."""
@@ -627,11 +599,11 @@ class PeerSumPeer:
 
     def _close_report(self) -> list[Outbound | Event]:
         alive = self._common_dealers()
-        statement = self._statement(alive)
+        statement = self._ballots.statement(alive)
         assert statement is not None  # noqa: S101  # own shares came from peers with keys
         signature = self._end.identity.sign(statement)
         self._enter()
-        self._ballots.add(self._u, pack_bitmap(alive), statement, signature)
+        self._ballots.vote(self._u, alive, signature)
         body = Confirm(alive=alive, signature=signature).encode()
         return self._send_all(MessageType.CONFIRM, body)
 
