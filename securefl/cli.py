@@ -276,7 +276,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         collapse_padding=True,
         pad_edge=False,
         title=(
-            f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
+            f"{summary['dataset']}: {summary['clients']} clients, {_rounds_of(summary)} rounds, "
             f"{summary['protocol']}, {_server(summary)} ({summary['fidelity']})"
         ),
     )
@@ -319,6 +319,12 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
     if report is not None:
         output.print(f"Report:  {report}", soft_wrap=True)
+
+
+def _rounds_of(summary: Mapping[str, Any]) -> str:
+    """How many rounds the runs had; modes may differ."""
+    rounds = {row["rounds"] for row in summary["rows"]}
+    return str(min(rounds)) if len(rounds) == 1 else f"{min(rounds)} to {max(rounds)}"
 
 
 _WHOSE = {

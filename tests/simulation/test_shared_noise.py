@@ -351,7 +351,7 @@ def test_slots_that_hold_numbers_are_so_wide_that_no_clients_wrap_is_seen(
     assert numbers.shared.plan.spec.resolution == residues.shared.plan.spec.resolution
     bits = (2 * residues.shared.plan.spec.reach).bit_length() - 1
     section = mode.replace("-", "_")
-    with pytest.raises(ConfigurationError, match=r"adds numbers and not residues|bits"):
+    with pytest.raises(ConfigurationError, match="adds numbers|bits"):
         engine(
             config(mode, "aggregation.protocol=paillier", f"{section}.bits={bits}"),
             tmp_path / "c",
