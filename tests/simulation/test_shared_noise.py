@@ -25,6 +25,7 @@ from securefl.simulation.engine import Engine, RunResult, read_metrics
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.sweep import run_sweep
 from securefl.simulation.transports import DropPlan
+from securefl.training.apply import ServerOptimiser
 from securefl.training.data import TrainTest, load
 
 SMALL = (
@@ -797,3 +798,27 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
 def test_impossible_cohorts_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         config("user-level-dp", *COHORT, override)
+
+
+def test_the_servers_rate_falls_over_the_planned_rounds_and_a_resumed_run_has_it_too(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config("distributed-dp", "distributed_dp.final_learning_rate=0.25")
+    wanted = settings.distributed_dp
+    rates = [wanted.learning_rate_of(i) for i in range(4 * wanted.steps)]
+    assert rates[0] == wanted.learning_rate
+    assert set(rates[wanted.steps - 1 :]) == {0.25}
+    assert np.ptp(np.diff(rates[: wanted.steps])) == pytest.approx(0, abs=1e-12)
+    used: list[float] = []
+    apply = ServerOptimiser.apply
+
+    def watched(self: ServerOptimiser, *args: Any, **kwargs: Any) -> Any:
+        used.append(self.learning_rate)
+        return apply(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServerOptimiser, "apply", watched)
+        run(settings, tmp_path, digits, stop_after=2)
+        run(settings, tmp_path, digits, resume=True)
+    assert used == rates[: len(used)]
+    assert len(used) >= wanted.steps
