@@ -187,13 +187,15 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
 
         def on_round(line: Mapping[str, Any]) -> None:
             epsilon = "" if line["epsilon"] is None else f", epsilon {line['epsilon']:.2f}"
+            measured = line["accuracy"]
+            accuracy = f"round {line['round']}" if measured is None else f"accuracy {measured:.1%}"
             bar.update(
                 task,
                 completed=_position(settings, line),
                 visible=True,
                 description=(
                     f"{line['mode']} {line['target_epsilon'] or ''} seed {line['seed']}: "
-                    f"accuracy {line['accuracy']:.1%}{epsilon}"
+                    f"{accuracy}{epsilon}"
                 ),
             )
 

@@ -67,7 +67,7 @@ class NoiseSharesConfig(Section):
     learning_rate: LearningRate = 1.0
     """The server's."""
     final_learning_rate: LearningRate | None = None
-    """Where the rate falls linearly within ``steps`` rounds, and stays; default: it does not fall."""
+    """Where the rate falls linearly within ``steps`` rounds, and stays; default: no fall."""
     momentum: Momentum = 0.0
     """The server's, ``sgd`` only."""
     activation: Literal["relu", "tanh"] = "tanh"

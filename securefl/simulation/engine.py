@@ -433,7 +433,8 @@ class Engine:
         participants: Mapping[ClientId, Participant],
     ) -> None:
         begin = time.process_time()
-        loss, accuracy = self._evaluate(state.vector)
+        measured = (state.next_round + 1) % self.config.simulation.evaluate_every == 0
+        loss, accuracy = self._evaluate(state.vector) if measured else (None, None)
         seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
         cohort = outcome.cohort or self.cohorts.of(state.next_round)
         present = [client for client in cohort if client not in outcome.refused]

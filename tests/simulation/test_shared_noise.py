@@ -352,7 +352,7 @@ def test_slots_that_hold_numbers_are_so_wide_that_no_clients_wrap_is_seen(
     assert numbers.shared.plan.spec.resolution == residues.shared.plan.spec.resolution
     bits = (2 * residues.shared.plan.spec.reach).bit_length() - 1
     section = mode.replace("-", "_")
-    with pytest.raises(ConfigurationError, match="adds numbers|bits"):
+    with pytest.raises(ConfigurationError, match=r"adds numbers|bits"):
         engine(
             config(mode, "aggregation.protocol=paillier", f"{section}.bits={bits}"),
             tmp_path / "c",
@@ -822,3 +822,14 @@ def test_the_servers_rate_falls_over_the_planned_rounds_and_a_resumed_run_has_it
         run(settings, tmp_path, digits, resume=True)
     assert used == rates[: len(used)]
     assert len(used) >= wanted.steps
+
+
+def test_the_test_set_may_be_read_in_some_rounds_only_and_is_at_the_end(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    every = run(config("distributed-dp", "simulation.evaluate_every=3"), tmp_path, digits)
+    lines = read_metrics(tmp_path)
+    assert [line["round"] for line in lines if line["accuracy"] is not None] == [
+        line["round"] for line in lines if line["round"] % 3 == 2
+    ]
+    assert 0 < every.summary["accuracy"] <= 1
