@@ -493,16 +493,16 @@ def test_adaptive_clipping_moves_the_norm_and_survives_a_restart(
     tmp_path: Path, digits: TrainTest
 ) -> None:
     settings = config("user-level-dp", 'user_level_dp.clipping="adaptive"')
-    run(settings, tmp_path / "run", digits, stop_after=2)
-    norms = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert len(set(norms)) == 2
-    made = engine(settings, tmp_path / "run", digits)
-    assert made.shared is not None
-    assert made.shared.clip_norm == 1.0
-    made.run(resume=True)
-    again = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert again[:2] == norms
-    assert abs(np.log(again[2] / norms[1])) <= 0.1 + 1e-9  # went on from there
+
+    def norms(folder: Path) -> list[float]:
+        return [line["clip_norm"] for line in read_metrics(folder)]
+
+    run(settings, tmp_path / "whole", digits, insecure=InsecureRandomness(4))
+    run(settings, tmp_path / "run", digits, stop_after=2, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")[:2]
+    run(settings, tmp_path / "run", digits, resume=True, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")
+    assert len(set(norms(tmp_path / "run"))) > 2
 
 
 # -- killed and resumed --------------------------------------------------------------------------
