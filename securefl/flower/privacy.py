@@ -44,7 +44,7 @@ def best_order(epsilon: float, delta: float) -> float:
         ConfigurationError: if no order leaves a budget.
 
     >>> best_order(8.0, 1e-6)
-    4.0
+    4.5
     """
     orders = [1 + i / 4 for i in range(1, 40)] + [float(a) for a in range(11, 257)]
     kept = delta * (1 - 1 / _RESERVED_PART)

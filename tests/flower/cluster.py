@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -221,6 +222,7 @@ class Cluster:
         folder = self.folder / f"run{self._runs}"
         shutil.copytree(HERE / "app" if app is None else app, folder / "app")
         shutil.copy(REPOSITORY / "LICENSE", folder / "app" / "LICENSE")
+        self._marks = [len(self.log(f"node{i}")) for i in range(self.count)]
         fields = config if app else {"result": str(folder / "result.json")} | config
         text = " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())
         with (folder / "run.log").open("wb") as log:
@@ -240,10 +242,12 @@ class Cluster:
         log = (folder / "run.log").read_text(errors="replace")
         result = folder / "result.json"
         found = json.loads(result.read_text()) if result.exists() else {}
-        return Outcome(status=self.status(), result=found, log=log)
+        started = re.search(r"started run (\d+)", log)
+        assert started is not None, log
+        return Outcome(status=self.status(started.group(1)), result=found, log=log)
 
-    def status(self) -> str:
-        """Of the newest run. ``flwr run --stream`` exits with 0 also if the run failed."""
+    def status(self, run_id: str) -> str:
+        """Of this run. ``flwr run --stream`` exits with 0 also if the run failed."""
         for _ in range(20):
             listed = subprocess.run(
                 ["flwr", "ls", "dep", "--format", "json"],
@@ -255,21 +259,21 @@ class Cluster:
                 check=False,
             )
             runs = json.loads(listed.stdout)["runs"]
-            newest = max(runs, key=lambda run: run["pending-at"])
-            if str(newest["status"]).startswith("finished"):
-                return str(newest["status"])
+            status = next(str(run["status"]) for run in runs if str(run["run-id"]) == run_id)
+            if status.startswith("finished"):
+                break
             time.sleep(1)
-        return str(newest["status"])
+        return status
 
     def run(self, app: Path | None = None, **config: Any) -> Outcome:
         return self.finish(self.begin(app, **config))
 
     def wait_for_phase(self, phase: str, server_round: int, seconds: float = 200) -> None:
-        """Until a message of this phase has reached some node."""
+        """Until a message of this phase of the run that began last has reached some node."""
         mark = f"ROUND {server_round}.{phase}]"
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if any(mark in self.log(f"node{i}") for i in range(self.count)):
+            if any(mark in self.log(f"node{i}")[self._marks[i] :] for i in range(self.count)):
                 return
             time.sleep(0.2)
         raise AssertionError(f"no node got {mark}")

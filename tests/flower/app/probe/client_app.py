@@ -47,7 +47,7 @@ def train(msg: Message, context: Context) -> Message:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "slow":
-            time.sleep(25)
+            time.sleep(75)
     arrays: Any = msg.content["arrays"]
     found = ArrayRecord({"w": Array(arrays["w"].numpy() + delta(partition, server_round))})
     metrics = MetricRecord({"num-examples": examples(partition), SECRET: 424242.125})

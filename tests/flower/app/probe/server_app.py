@@ -65,9 +65,11 @@ def wait_for(grid: Grid, count: int) -> None:
 def lie(grid: Any, what: str) -> None:
     """Makes the honest code's messages to the lowest node id dishonest on their way out."""
     honest = grid.push_messages
+    victims: list[int] = []
 
     def push(messages: list[Message]) -> Any:
-        victim = min(message.metadata.dst_node_id for message in messages)
+        victims.append(min(message.metadata.dst_node_id for message in messages))
+        victim = victims[0]
         for message in messages:
             if message.metadata.dst_node_id == victim:
                 LIES[what](message)
