@@ -64,21 +64,23 @@ def local_input(u: int) -> fl.RingVector:
 
 async def client(home: Path, port: int, seconds: float) -> str:
     """One client's round. Returns how it ended for the machine: "done" or "aborted"."""
-    roster, identity = Roster.load(home / "roster.json"), load_identity(home / "identity.pem")
-    me, keys = roster.member_of(identity.public).client, roster.directory()
+    roster, key = Roster.load(home / "roster.json"), load_identity(home / "identity.pem")
+    me, known = roster.member_of(key.public), roster.directory()
+    if me is None:
+        raise fl.ConfigurationError(f"{home}: roster.json does not list the key in identity.pem")
     secure = tls(ssl.Purpose.SERVER_AUTH, home)
     reader, writer = await asyncio.open_connection(HOST, port, ssl=secure, server_hostname="server")
     try:
         config = fl.RoundConfig.decode(await read(reader))
         machine = fl.SecAggClient(
-            me, config, context_digest=CONTEXT, policy=POLICY, identity=identity, directory=keys
+            me.client, config, context_digest=CONTEXT, policy=POLICY, identity=key, directory=known
         )
         send(machine.start(), {SERVER: writer})
         while machine.phase not in ("done", "aborted"):
             send(machine.receive(await read(reader), SERVER), {SERVER: writer})
             if machine.wants_input:
                 await asyncio.sleep(seconds)
-                send(machine.set_input(local_input(me)), {SERVER: writer})
+                send(machine.set_input(local_input(me.client)), {SERVER: writer})
         return machine.phase
     except fl.SecureFLError as error:  # refused; the server is told, and the secrets are forgotten
         send(getattr(error, "outbound", ()), {SERVER: writer})
