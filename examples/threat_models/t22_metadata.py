@@ -5,8 +5,8 @@ Capability: it never decrypts and never reads a body.
 Knowledge: the protocol.
 
 Secure aggregation hides inputs. It does not hide who takes part, who vanishes and when, who
-refused, how long the model is, or how many take part. That may be the secret: that a hospital has a patient
-of a certain kind, or that a phone was awake at three.
+refused, how long the model is, or how many take part. That may be the secret: that a hospital has
+a patient of a certain kind, or that a phone was awake at three.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from kit.rounds import plain_sum
 from numpy.typing import NDArray
 
 from securefl.errors import InvalidShare
+from securefl.primitives.sharing import PRIME, lagrange_at_zero
 from securefl.protocols.machine import ShareMismatch
 from securefl.protocols.secagg import SecAggClient, SecAggServer
 from securefl.round import ClientId
@@ -43,13 +44,19 @@ CLIENT = Attacker(
 
 
 class Liar(SecAggClient):
-    """Adds one to every share that it opens."""
+    """Changes its share of the target's seed, so that the seed comes out as another one.
+
+    It adds 1 / w to the first word, w its own Lagrange weight among all holders: the first word of
+    the seed grows by one, which no format check notices.
+    """
 
     def _open_shares(self, in_U3: NDArray[np.bool_]) -> list[Outbound | Event]:
         secrets = self._live()
         assert secrets.b_shares is not None and secrets.s_shares is not None
-        secrets.b_shares[:, 0] ^= 1
-        secrets.s_shares[:, 0] ^= 1
+        weights = lagrange_at_zero(tuple(range(2, N + 1)))
+        step = pow(int(weights[-1]), -1, PRIME)
+        place = self._P.index(TARGET)
+        secrets.b_shares[place, 0] = (int(secrets.b_shares[place, 0]) + step) % PRIME
         return super()._open_shares(in_U3)
 
 
