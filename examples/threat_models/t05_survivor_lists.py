@@ -154,7 +154,7 @@ def run(run: Run) -> Outcome:
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
-        figure.set_size_inches(9, 6.2)
+        figure.set_size_inches(7.6, 5.6)
         axes = figure.subplots(2, 2)
         ts, cs = list(range(2, MAP_N)), list(range(MAP_N - 1))
         for ax, layout, signed in (
@@ -167,8 +167,8 @@ def run(run: Run) -> Outcome:
             plots.breach_map(ax, predicted, maps[layout, signed], thresholds=ts, colluders=cs,
                              title=f"{what}; {own}")  # fmt: skip
         figure.suptitle(
-            f"Split view by a lying server, n={MAP_N}: shaded red = one client recovered (theory); "
-            "dots = executed, recovered; crosses = executed, nothing"
+            f"A lying server splits the clients' view, n={MAP_N}. Shaded red: theory says that one "
+            "client is recovered.\nDots: executed, recovered. Crosses: executed, nothing."
         )
 
     return Outcome(

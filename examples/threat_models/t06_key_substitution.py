@@ -82,7 +82,7 @@ def run(run: Run) -> Outcome:
             figure, rows, title="Server swaps all public keys, n=6, t=4",
             captions=["", "all 64 entries recovered", "client aborts: no vector is ever sent"],
         )  # fmt: skip
-        figure.set_size_inches(4.2, 3.6)
+        figure.set_size_inches(5.2, 3.6)
 
     return Outcome(
         results=tuple(results),
