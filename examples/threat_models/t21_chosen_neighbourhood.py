@@ -121,9 +121,9 @@ def run(run: Run) -> Outcome:
             baseline=FAR.A * (FAR.k or 0) / (FAR.n - 1), most=60,
         )  # fmt: skip
         ax.axvline(FAR.t or 0, color="black", ls="--", lw=1)
-        ax.text(FAR.t or 0, -0.45, f" t = {FAR.t}: input recovered from here on", fontsize=8)
+        ax.text(FAR.t or 0, 2.5, f" t = {FAR.t}: recovered\n from here on", fontsize=8)
         ax.axvline(limit, color=plots.GOOD, ls="--", lw=1)
-        ax.text(limit, 3.45, f" c* = {limit}", fontsize=8, color=plots.GOOD, va="top")
+        ax.text(limit, 1.5, f" c* = {limit}: the plan's most", fontsize=8, color=plots.GOOD)
 
     return Outcome(
         results=tuple(results),

@@ -33,7 +33,7 @@ envelopes = st.builds(
 
 
 @given(frames=st.lists(envelopes, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_transcript_reads_back_as_it_was_written(
     program: Program, tmp_path_factory: pytest.TempPathFactory, frames: list[Envelope]
 ) -> None:
