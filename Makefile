@@ -35,7 +35,7 @@ setup-dev: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(PIP) --editable '.[train,report,pld,paillier,phe]' --group test --group docs --group bench
+	$(PIP) --editable '.[train,report,pld,paillier,phe,flower]' --group test --group docs --group bench
 	@touch $@
 
 # A folder of results holds ledgers: an older one is moved aside, never overwritten.

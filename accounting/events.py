@@ -110,6 +110,13 @@ def _positive(value: object, where: str) -> float:
     return number
 
 
+def _non_negative(value: object, where: str) -> float:
+    number = _real(value, where)
+    if number < 0:
+        raise InvalidEvent(f"{where} must be >= 0, found {number!r}")
+    return abs(number)  # a negative zero would be another JSON text for the same number
+
+
 def _rate(value: object, where: str) -> float:
     number = _real(value, where)
     if not 0 < number <= 1:
@@ -212,6 +219,7 @@ def _dump_events(value: tuple[Event, ...]) -> list[dict[str, object]]:
 
 
 _POSITIVE = _Kind(check=_positive, to_json=_identity, from_json=_same)
+_NON_NEGATIVE = _Kind(check=_non_negative, to_json=_identity, from_json=_same)
 _RATE = _Kind(check=_rate, to_json=_identity, from_json=_same)
 _COUNT = _Kind(check=_count, to_json=_identity, from_json=_same)
 _WHOLE = _Kind(check=_whole, to_json=_identity, from_json=_same)
@@ -449,12 +457,12 @@ class ApproxDP(Event):
     declared.
 
     Attributes:
-        epsilon: > 0.
+        epsilon: >= 0; with 0 all of the cost is the delta.
         delta: in [0, 1).
         adjacency: the relation under which that is proved; no other one may be claimed.
     """
 
-    epsilon: Annotated[float, _POSITIVE]
+    epsilon: Annotated[float, _NON_NEGATIVE]
     delta: Annotated[float, _PROBABILITY]
     adjacency: Annotated[Adjacency, _ADJACENCY]
 

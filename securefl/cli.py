@@ -174,7 +174,7 @@ def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     runs = settings.runs()
-    total = len(runs) * settings.training.rounds
+    total = sum(settings.rounds(run.mode) for run in runs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -187,13 +187,15 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
 
         def on_round(line: Mapping[str, Any]) -> None:
             epsilon = "" if line["epsilon"] is None else f", epsilon {line['epsilon']:.2f}"
+            measured = line["accuracy"]
+            accuracy = f"round {line['round']}" if measured is None else f"accuracy {measured:.1%}"
             bar.update(
                 task,
                 completed=_position(settings, line),
                 visible=True,
                 description=(
                     f"{line['mode']} {line['target_epsilon'] or ''} seed {line['seed']}: "
-                    f"accuracy {line['accuracy']:.1%}{epsilon}"
+                    f"{accuracy}{epsilon}"
                 ),
             )
 
@@ -209,9 +211,18 @@ def _tell_features(done: int, total: int) -> None:
 
 
 def _position(settings: RunConfig, line: Mapping[str, Any]) -> int:
-    keys = [(run.mode.value, run.target_epsilon, run.seed) for run in settings.runs()]
-    index = keys.index((line["mode"], line["target_epsilon"], line["seed"]))
-    return index * settings.training.rounds + int(line["round"]) + 1
+    before = 0
+    for run in settings.runs():
+        planned = settings.rounds(run.mode)
+        if (run.mode.value, run.target_epsilon, run.seed) == (
+            line["mode"],
+            line["target_epsilon"],
+            line["seed"],
+        ):
+            # A run that uses up its budget may have more rounds than planned.
+            return before + min(int(line["round"]) + 1, planned)
+        before += planned
+    return before
 
 
 def _write_report(out: Path) -> Path | None:
@@ -254,14 +265,21 @@ def _rounded_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
+def _server(summary: Mapping[str, Any]) -> str:
+    """Whom the protocol defends against, in two words."""
+    if summary.get("opened_by") == "peers":
+        return "no server"
+    return f"{summary['adversary']} server"
+
+
 def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
         title=(
-            f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
-            f"{summary['protocol']}, {summary['adversary']} server ({summary['fidelity']})"
+            f"{summary['dataset']}: {summary['clients']} clients, {_rounds_of(summary)} rounds, "
+            f"{summary['protocol']}, {_server(summary)} ({summary['fidelity']})"
         ),
     )
     table.add_column("mode", no_wrap=True)
@@ -286,19 +304,54 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
     )
     private = [row for row in summary["rows"] if row["epsilon"] is not None]
     if private:
-        output.print(
-            f"ε for one record of one client at δ = {summary['delta']:g}, against everyone who "
-            "sees its updates. Each run has its own ledgers; publishing several runs adds up."
-        )
+        output.print(f"ε at δ = {summary['delta']:g}. {_whose(private, summary)}")
+        output.print("Each run has its own ledgers; publishing several runs adds up.")
     if len(private) < len(summary["rows"]):
         output.print(
             "Without DP the secure sum hides single updates, not what the sum and the model reveal."
+        )
+    if summary["clients_exposed"]:
+        output.print(
+            f"Without DP the sums of several rounds together determine the update of up to "
+            f"{summary['clients_exposed']} of {summary['clients']} clients, as far as updates "
+            "change little between rounds."
         )
     if summary["experimental"]:
         output.print(f"Experimental, do not rely on it: {summary['experimental']}.")
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
     if report is not None:
         output.print(f"Report:  {report}", soft_wrap=True)
+
+
+def _rounds_of(summary: Mapping[str, Any]) -> str:
+    """How many rounds the runs had; modes may differ."""
+    rounds = {row["rounds"] for row in summary["rows"]}
+    return str(min(rounds)) if len(rounds) == 1 else f"{min(rounds)} to {max(rounds)}"
+
+
+_WHOSE = {
+    "local-dp": "local-dp: for one record of one client, against everyone who sees its updates.",
+    "distributed-dp": "distributed-dp: for one record, against",
+    "user-level-dp": "user-level-dp: for all of one client's data, against",
+}
+
+
+def _whose(rows: list[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """Unit and onlooker of each private mode; where the noise is shared, the other views too."""
+    said = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        text = _WHOSE.get(mode, f"{mode}:")
+        views = [
+            row["epsilon_by_view"] for row in rows if row["mode"] == mode and "colluding" in row
+        ]
+        if views:
+            alone = max(view["aggregation_broken"] for view in views)
+            text += (
+                f" the server and {summary['assumed_corrupt']} of the clients; against somebody "
+                f"who opened single vectors up to {_rounded_up(alone)}."
+            )
+        said.append(text)
+    return " ".join(said)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

@@ -18,43 +18,59 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from securefl.config_noise import (
+    DistributedDPConfig,
+    LearningRate,
+    Momentum,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    SeedInt,
+    UserLevelDPConfig,
+)
+from securefl.config_rounds import (
+    ClientMetricsConfig,
+    ParticipationConfig,
+    SimulationConfig,
+    StopConfig,
+)
+from securefl.config_training import ServerConfig, TrainingConfig
 from securefl.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from securefl.protocols.lightsecagg.params import LightSecAggParams
     from securefl.protocols.paillier.params import PaillierParams
+    from securefl.protocols.peersum.params import PeerSumParams
     from securefl.protocols.secagg.params import SecAggParams
     from securefl.round import ThreatModel
 
 __all__ = [
     "AggregationConfig",
+    "ClientMetricsConfig",
     "DataConfig",
+    "DistributedDPConfig",
     "EncodingConfig",
     "Fidelity",
     "LocalDPConfig",
     "Mode",
     "ModelConfig",
+    "ParticipationConfig",
     "PartitionConfig",
     "RunConfig",
     "RunSpec",
     "ServerConfig",
     "SimulationConfig",
+    "StopConfig",
     "SweepConfig",
     "TrainingConfig",
+    "UserLevelDPConfig",
     "load_config",
     "load_json",
     "load_preset",
     "preset_names",
 ]
-
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LearningRate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-SeedInt = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class Mode(StrEnum):
@@ -64,6 +80,20 @@ class Mode(StrEnum):
     """No differential privacy: single updates are hidden, the sum and the model are not."""
     LOCAL_DP = "local-dp"
     """Record-level DP-SGD on every client: each update is private by itself, from everyone."""
+    DISTRIBUTED_DP = "distributed-dp"
+    """Record-level DP-SGD by all clients together: the noise is the sum of their shares."""
+    USER_LEVEL_DP = "user-level-dp"
+    """DP-FedAvg: a client's whole data, with the noise as the sum of all clients' shares."""
+
+    @property
+    def private(self) -> bool:
+        """Whether its runs have a target epsilon and ledgers."""
+        return self is not Mode.NONE
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the noise of its guarantee is the sum of shares, and one ledger counts."""
+        return self in (Mode.DISTRIBUTED_DP, Mode.USER_LEVEL_DP)
 
 
 class Fidelity(StrEnum):
@@ -73,15 +103,14 @@ class Fidelity(StrEnum):
     """The real machines over real wire bytes."""
     ENCODED = "encoded"
     """The real codec, then a plain modular sum of the same integers: same bits, no protocol."""
+    AGGREGATE = "aggregate"
+    """As ``encoded``, but with one draw of the summed noise in place of one share per client: the
+    same distribution, for sweeps. Modes with noise shares only."""
     FLOAT = "float"
     """A floating-point sum of the raw updates: the baseline that shows what encoding costs."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """``[data]``: which records, and how many are held out for the test set."""
 
     name: Literal["digits", "breast-cancer", "mnist", "heart-disease", "leaf"]
@@ -96,6 +125,10 @@ class DataConfig(_Section):
     split_seed: SeedInt | None = None
     """Seed of the train/test split; default: the run's own seed, so that the mean over seeds is
     also one over splits (a single small test set can be two points too easy or too hard)."""
+    standardise: Literal["public", "federated"] = "public"
+    """``public``: features are scaled by public bounds only. ``federated``: then also by their mean
+    and variance over all clients' training records, from one secure sum without noise; mode
+    ``none`` only, and data sets with named features."""
 
     @model_validator(mode="after")
     def _leaf_alone_has_a_path(self) -> DataConfig:
@@ -112,7 +145,7 @@ class DataConfig(_Section):
         return self.name if self.path is None else f"{self.name}:{self.path}"
 
 
-class PartitionConfig(_Section):
+class PartitionConfig(Section):
     """``[partition]``: which client holds which records."""
 
     kind: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "iid"
@@ -125,36 +158,14 @@ class PartitionConfig(_Section):
     """Fewest records a client may hold."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """``[model]``: the network that is trained."""
 
     name: Literal["softmax", "mlp", "cnn26k", "cnn1m6", "scattering_linear"] = "softmax"
     activation: Literal["relu", "tanh"] = "relu"
 
 
-class TrainingConfig(_Section):
-    """``[training]``: what a client does in one round without differential privacy."""
-
-    algorithm: Literal["fedavg", "fedsgd"] = "fedavg"
-    rounds: PositiveInt = 10
-    local_epochs: PositiveInt | None = None
-    local_steps: PositiveInt | None = None
-    batch_size: PositiveInt = 64
-    learning_rate: LearningRate = 0.1
-    momentum: Momentum = 0.0
-    proximal: NonNegativeFloat = 0.0
-    """FedProx's mu: pull of every local step towards the round's global model; 0 is FedAvg."""
-    weights: Literal["examples", "equal"] = "examples"
-    """``examples``: n_i/n, carried inside the masked vector; ``equal``: every client counts 1."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingConfig:
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ValueError("give local_epochs or local_steps, not both")
-        return self
-
-
-class LocalDPConfig(_Section):
+class LocalDPConfig(Section):
     """``[local_dp]``: record-level DP-SGD on every client. Weights are always equal here.
 
     The noise multiplier is calibrated from the target epsilon of the run, ``delta``,
@@ -172,15 +183,7 @@ class LocalDPConfig(_Section):
     activation: Literal["relu", "tanh"] = "tanh"
 
 
-class ServerConfig(_Section):
-    """``[server]``: the optimiser that applies the decoded mean update."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: LearningRate = 1.0
-    momentum: Momentum = 0.0
-
-
-class EncodingConfig(_Section):
+class EncodingConfig(Section):
     """``[encoding]``: from floats to integers of ``bits`` bits.
 
     ``bits`` says how fine the integers are: as many steps as sums modulo 2^bits have room for.
@@ -196,18 +199,19 @@ class EncodingConfig(_Section):
     rounding: Literal["nearest", "stochastic"] = "nearest"
 
 
-class AggregationConfig(_Section):
+class AggregationConfig(Section):
     """``[aggregation]``: the secure sum."""
 
-    protocol: Literal["secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold"] = (
-        "secagg"
-    )
+    protocol: Literal[
+        "secagg", "secagg+", "lightsecagg", "paillier", "paillier-threshold", "peersum"
+    ] = "secagg"
     """``secagg``: every client shares masks with every other; ``secagg+``: with ``degree`` others
     on a random ring; ``lightsecagg``: coded shares of one mask per client; ``paillier``: encrypted
-    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open."""
+    for a key holder with a witness; ``paillier-threshold``: for share holders, 4 of 5 open;
+    ``peersum``: no server, every peer shares its vector with every other."""
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     """``active``: the server may also lie, to each client in another way. With Paillier it always
-    may, whatever stands here."""
+    may, and in peersum the peers always may, whatever stands here."""
     threshold: Annotated[int, Field(ge=3)] | None = None
     """Fewest clients alive in every phase; default floor(2n/3)+1, or what the adversary needs."""
     degree: Annotated[int, Field(ge=2)] | None = None
@@ -239,7 +243,8 @@ class AggregationConfig(_Section):
                 f'opening_threads = {self.opening_threads} belongs to protocols "paillier" and '
                 f'"paillier-threshold", found "{self.protocol}"'
             )
-        if self.degree is not None and (self.encrypted or self.protocol == "lightsecagg"):
+        unjoined = self.encrypted or self.protocol in ("lightsecagg", "peersum")
+        if self.degree is not None and unjoined:
             raise ValueError(
                 f'degree = {self.degree} belongs to protocol "secagg+"; "{self.protocol}" has no '
                 "neighbour graph"
@@ -253,16 +258,7 @@ class AggregationConfig(_Section):
         return self
 
 
-class SimulationConfig(_Section):
-    """``[simulation]``: what goes wrong on purpose."""
-
-    dropped_per_round: Annotated[int, Field(ge=0)] = 0
-    """Clients that vanish in each round, each in a phase drawn at random."""
-    max_lost_rounds: PositiveInt = 3
-    """Consecutive rounds below the threshold after which a run stops."""
-
-
-class SweepConfig(_Section):
+class SweepConfig(Section):
     """``[sweep]``: one run per mode, target epsilon (private modes only) and seed."""
 
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.NONE,)
@@ -278,12 +274,13 @@ class SweepConfig(_Section):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} has a value twice: {list(values)}")
-        if Mode.LOCAL_DP in self.modes and not self.epsilons:
-            raise ValueError("mode local-dp needs at least one target in epsilons")
+        private = [mode.value for mode in self.modes if mode.private]
+        if private and not self.epsilons:
+            raise ValueError(f"mode {private[0]} needs at least one target in epsilons")
         return self
 
 
-class RunSpec(_Section):
+class RunSpec(Section):
     """One run of a sweep: a deployment of its own, with ledgers of its own."""
 
     mode: Mode
@@ -299,7 +296,7 @@ class RunSpec(_Section):
         return f"{self.mode.value}-{epsilon}-s{self.seed}"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """The whole configuration; see the sections for their keys."""
 
     schema_: Literal["securefl-train/1"] = Field(default="securefl-train/1", alias="schema")
@@ -308,33 +305,41 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     local_dp: LocalDPConfig = LocalDPConfig()
+    distributed_dp: DistributedDPConfig = DistributedDPConfig()
+    user_level_dp: UserLevelDPConfig = UserLevelDPConfig()
     server: ServerConfig = ServerConfig()
     encoding: EncodingConfig = EncodingConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    participation: ParticipationConfig = ParticipationConfig()
+    stop: StopConfig = StopConfig()
+    client_metrics: ClientMetricsConfig = ClientMetricsConfig()
     simulation: SimulationConfig = SimulationConfig()
     sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        clients, dropped = self.partition.clients, self.simulation.dropped_per_round
+        self.participation.check(self.partition.clients)
+        self.simulation.check(self.partition.clients)
+        self._check_without_privacy()
+        clients, dropped = self.cohort_size, self.simulation.dropped_per_round
         threshold = self.threshold
         wanted = self.aggregation
         if threshold > clients:
-            raise ValueError(
-                f"aggregation.threshold is {threshold}, but partition.clients is {clients}"
-            )
+            cohort = "partition.clients" if clients == self.partition.clients else "a cohort"
+            raise ValueError(f"aggregation.threshold is {threshold}, but {cohort} is {clients}")
         if clients - dropped < threshold:
             raise ValueError(
                 f"simulation.dropped_per_round = {dropped} of {clients} clients leaves "
                 f"{clients - dropped}, fewer than aggregation.threshold = {threshold}: "
                 "every round would be lost"
             )
-        if self.bits > self._most_bits:
+        if self.bits > self.most_bits:
             raise ValueError(
                 f'encoding.bits is {self.bits}; aggregation.protocol = "{wanted.protocol}"'
                 f"{', hybrid,' if wanted.experimental_hybrid else ''} carries sums of {clients} "
-                f"vectors of at most {self._most_bits} bits"
+                f"vectors of at most {self.most_bits} bits"
             )
+        self._check_shared_noise()
         try:
             self.sum_params()
         except ConfigurationError as error:
@@ -344,10 +349,131 @@ class RunConfig(_Section):
             ) from None
         return self
 
+    def _check_without_privacy(self) -> None:
+        """What reads private records without paying for it has no place beside private modes."""
+        private = [mode.value for mode in self.sweep.modes if mode.private]
+        shared = [mode.value for mode in self.sweep.modes if mode.shares_noise]
+        if private and self.data.standardise == "federated":
+            raise ValueError(
+                f'data.standardise = "federated" reads all records without noise; modes {private} '
+                "would claim an epsilon that it breaks; use public bounds, or standardise before "
+                "with securefl.simulation.statistics and a privacy budget of its own"
+            )
+        if private and self.client_metrics.every is not None:
+            raise ValueError(
+                f"client_metrics reads private records without noise; modes {private} would claim "
+                "an epsilon that it breaks"
+            )
+        if private and self.simulation.local_steps:
+            raise ValueError(f"simulation.local_steps is for mode none, found modes {private}")
+        if shared and self.participation.rule != "all":
+            raise ValueError(
+                f'participation.rule = "{self.participation.rule}" is for modes none and local-dp; '
+                f"{shared} have their own sampling in their own sections"
+            )
+        if self.client_metrics.fine_tune_steps and self.client_metrics.every is None:
+            raise ValueError("client_metrics.fine_tune_steps needs client_metrics.every")
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that a round's sum is planned for; with Poisson cohorts the most there can be."""
+        return self.participation.cohort_size(self.partition.clients)
+
+    def for_cohort(self, size: int) -> RunConfig:
+        """The same configuration for sums of exactly ``size`` clients: thresholds, degree, A."""
+        fixed = ParticipationConfig.model_construct(rule="fixed", size=size)
+        return self.model_copy(update={"participation": fixed})
+
+    def _check_shared_noise(self) -> None:
+        """What the modes of the sweep and the sections of their noise must agree on."""
+        deltas = {mode.value: self._delta_of(mode) for mode in self.sweep.modes if mode.private}
+        if len(set(deltas.values())) > 1:
+            raise ValueError(f"one table of results has one delta, found {deltas}")
+        shared = [mode for mode in self.sweep.modes if mode.shares_noise]
+        others = [mode.value for mode in self.sweep.modes if not mode.shares_noise]
+        if self.aggregation.fidelity is Fidelity.AGGREGATE:
+            if others:
+                raise ValueError(
+                    'aggregation.fidelity = "aggregate" draws the noise of a whole sum at once; '
+                    f'modes {others} add none or each its own: use "encoded"'
+                )
+            for mode in shared:
+                if self.noise_shares(mode).mechanism != "skellam":
+                    raise ValueError(
+                        'aggregation.fidelity = "aggregate" needs mechanism = "skellam": a sum of '
+                        "discrete Gaussian shares is no discrete Gaussian"
+                    )
+        for mode in shared:
+            try:
+                self.summed(mode)
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
+            if self.cohort(mode) not in (None, self.partition.clients):
+                continue  # checked with the cohort's own numbers
+            left = self.partition.clients - self.noise_shares(mode).planned_dropouts
+            if left < self.threshold:
+                raise ValueError(
+                    f"{mode.value}: planned_dropouts = "
+                    f"{self.noise_shares(mode).planned_dropouts} of {self.partition.clients} "
+                    f"clients leaves {left}, fewer than the threshold {self.threshold}"
+                )
+
+    def cohort(self, mode: Mode) -> int | None:
+        """Clients that the server draws for each round of this mode; None if all take part."""
+        return self.user_level_dp.cohort if mode is Mode.USER_LEVEL_DP else None
+
+    def summed(self, mode: Mode) -> RunConfig:
+        """This configuration as a round of ``mode`` sees it: with the clients of one sum.
+
+        Raises:
+            ConfigurationError: if no safe sum of that many clients exists.
+        """
+        size = self.cohort(mode)
+        if size is None or size == self.partition.clients:
+            return self
+        if size > self.partition.clients:
+            raise ConfigurationError(
+                f"user_level_dp.cohort is {size}, but partition.clients is {self.partition.clients}"
+            )
+        tree = json.loads(self.to_json())
+        tree["partition"]["clients"] = size
+        try:
+            return RunConfig.model_validate_json(json.dumps(tree))
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, f"a cohort of {size} clients")) from error
+
+    def noise_shares(self, mode: Mode) -> DistributedDPConfig | UserLevelDPConfig:
+        """The section of a mode whose noise is shared.
+
+        Raises:
+            ConfigurationError: for another mode.
+        """
+        if not mode.shares_noise:
+            raise ConfigurationError(f"mode {mode.value} shares no noise")
+        return self.distributed_dp if mode is Mode.DISTRIBUTED_DP else self.user_level_dp
+
+    @property
+    def delta(self) -> float:
+        """Delta of every epsilon of the sweep."""
+        return next((self._delta_of(mode) for mode in self.sweep.modes if mode.private), 1e-5)
+
+    def _delta_of(self, mode: Mode) -> float:
+        return self.local_dp.delta if mode is Mode.LOCAL_DP else self.noise_shares(mode).delta
+
+    def activation(self, mode: Mode) -> Literal["relu", "tanh"]:
+        """Of the model's hidden layers, in runs of this mode."""
+        if mode is Mode.NONE:
+            return self.model.activation
+        return (self.local_dp if mode is Mode.LOCAL_DP else self.noise_shares(mode)).activation
+
+    def rounds(self, mode: Mode) -> int:
+        """Rounds that are planned for a run of this mode."""
+        return self.noise_shares(mode).steps if mode.shares_noise else self.training.rounds
+
     @property
     def assumed_corrupt(self) -> int:
         """A: one client in twenty, at least one, is assumed to help the server."""
-        return -(-self.partition.clients // 20)
+        return -(-self.cohort_size // 20)
 
     @property
     def threshold(self) -> int:
@@ -357,7 +483,7 @@ class RunConfig(_Section):
         """
         if self.aggregation.threshold is not None:
             return self.aggregation.threshold
-        clients = self.partition.clients
+        clients = self.cohort_size
         usual = 2 * clients // 3 + 1
         if self.aggregation.adversary == "active" and self.aggregation.protocol == "secagg":
             from securefl.protocols.secagg.choice import least_alive  # noqa: PLC0415  # see below
@@ -373,24 +499,23 @@ class RunConfig(_Section):
         every protocol, up to the 31 bits that all of them but the hybrid mode carry.
         """
         wanted = self.encoding.bits
-        return min(32, self._most_bits) if wanted is None else wanted
+        return min(32, self.most_bits) if wanted is None else wanted
 
     @property
-    def _most_bits(self) -> int:
+    def most_bits(self) -> int:
+        """The most bits of one entry that sums of all clients have room for in this protocol."""
         # Loaded late, here and below: naming the presets must not load ciphers.
-        if self.aggregation.protocol == "lightsecagg":
+        if self.aggregation.protocol in ("lightsecagg", "peersum"):
             from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
 
             return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
         if self.aggregation.encrypted:
             from securefl.protocols.paillier.params import most_input_bits  # noqa: PLC0415
 
-            return most_input_bits(
-                self.partition.clients, hybrid=self.aggregation.experimental_hybrid
-            )
+            return most_input_bits(self.cohort_size, hybrid=self.aggregation.experimental_hybrid)
         return 64
 
-    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams:
+    def sum_params(self) -> SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams:
         """Thresholds, colluders, graph and what follows, for every round of every run.
 
         Raises:
@@ -398,7 +523,7 @@ class RunConfig(_Section):
         """
         from securefl.round import Adversary, ThreatModel  # noqa: PLC0415
 
-        clients, wanted = self.partition.clients, self.aggregation
+        clients, wanted = self.cohort_size, self.aggregation
         if wanted.encrypted:
             from securefl.protocols.paillier.params import PaillierParams  # noqa: PLC0415
 
@@ -409,6 +534,12 @@ class RunConfig(_Section):
                 b=self.bits,
                 hybrid=wanted.experimental_hybrid,
             )
+        if wanted.protocol == "peersum":
+            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415
+
+            return PeerSumParams.of(
+                clients, corrupt=self.assumed_corrupt, dropped=clients - self.threshold
+            )
         threat = ThreatModel(
             adversary=Adversary.ACTIVE if wanted.adversary == "active" else Adversary.SEMI_HONEST,
             corrupt=self.assumed_corrupt,
@@ -418,7 +549,7 @@ class RunConfig(_Section):
 
     def _masked(self, threat: ThreatModel) -> SecAggParams | LightSecAggParams:
         """The protocols in which the clients themselves open the sum."""
-        clients, wanted = self.partition.clients, self.aggregation
+        clients, wanted = self.cohort_size, self.aggregation
         if wanted.protocol == "lightsecagg":
             from securefl.protocols.lightsecagg.params import (  # noqa: PLC0415
                 LightSecAggParams,
@@ -436,7 +567,7 @@ class RunConfig(_Section):
         return tuple(
             RunSpec(mode=mode, target_epsilon=epsilon, seed=seed)
             for mode in self.sweep.modes
-            for epsilon in ((None,) if mode is Mode.NONE else self.sweep.epsilons)
+            for epsilon in (self.sweep.epsilons if mode.private else (None,))
             for seed in self.sweep.seeds
         )
 

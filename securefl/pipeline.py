@@ -12,30 +12,35 @@ files or clocks beyond a stopwatch.
 Adversary: the one of the scheme. A semi-honest server follows the protocol and wants to learn a
 client's update; an active one may also lie to each client. Either sees hidden vectors and the sum
 over the survivors. The sum itself is *not* private unless the clients trained with differential
-privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each).
+privacy (a :class:`~securefl.training.dpsgd.ClientBudget` each), or the codec adds a share of noise
+on every client and the population pays for the sum
+(a :class:`~securefl.population.PopulationBudget`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 import accounting
-from securefl.encoding.codec import UpdateCodec, Weighting
+from securefl.encoding.codec import Codec, UpdateCodec, Weighting
+from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
+from securefl.population import ParticipationBudget, Payment, PopulationBudget
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
-from securefl.protocols.machine import ClientMachine, ServerMachine
+from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
-from securefl.training.apply import ServerOptimiser
+from securefl.training.apply import ServerStep
 from securefl.training.dpsgd import ClientBudget
 from securefl.training.local import ModelUpdate, Trainer
 
@@ -43,17 +48,26 @@ __all__ = [
     "InputOf",
     "Machines",
     "Participant",
+    "Peers",
     "RoundOutcome",
     "RoundStatus",
     "Scheme",
+    "SharesNoise",
     "Stopwatch",
     "Transport",
     "TransportReport",
     "context_digest",
     "private_round",
+    "round_seed",
 ]
 
 InputOf: TypeAlias = Callable[[ClientId], RingVector]
+NoiseSource: TypeAlias = Callable[[ClientId, int], Callable[[int], bytes]]
+"""``f(client, round_index)``: the secret source of one client's encoding in one round."""
+
+
+def _system_randomness(_client: ClientId, _round_index: int) -> Callable[[int], bytes]:
+    return SecureRandom().random_bytes
 
 
 class RoundStatus(StrEnum):
@@ -117,6 +131,17 @@ class Machines:
     parties: Mapping[ClientId, ClientMachine] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """Everybody's machine for one session without a server.
+
+    Attributes:
+        clients: of the peers that take part, by id. Each opens the same sum.
+    """
+
+    clients: Mapping[ClientId, PeerMachine]
+
+
 class Scheme(Protocol):
     """One way to sum vectors without showing them: its numbers, and fresh machines on request."""
 
@@ -135,7 +160,7 @@ class Scheme(Protocol):
         modulus: int,
         context_digest: bytes,
         identities: Mapping[ClientId, IdentityKey],
-    ) -> Machines:
+    ) -> Machines | Peers:
         """Fresh machines for one session.
 
         Args:
@@ -154,6 +179,16 @@ class Scheme(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesNoise(Protocol):
+    """A codec in which every client adds a share of the noise."""
+
+    def encode_zero(
+        self, *, round_seed: bytes = b"", random_bytes: Callable[[int], bytes] = os.urandom
+    ) -> RingVector:
+        """A share and nothing else."""
+
+
 class Transport(Protocol):
     """Carries the frames of one session between the machines."""
 
@@ -164,10 +199,11 @@ class Transport(Protocol):
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
+        may_open: Callable[[int], None],
     ) -> TransportReport:
         """Runs the session to its end.
 
@@ -175,6 +211,8 @@ class Transport(Protocol):
             machines: everybody's.
             input_of: the input of one client; asked for at most once, when its machine wants it.
             round_index: number of the training round.
+            may_open: called with the number of survivors once they are fixed and before anybody
+                helps to open their sum. It raises BelowThreshold to keep the sum closed.
         """
         ...
 
@@ -188,6 +226,7 @@ class RoundOutcome:
         vector: float32[d], the new global model (the old one unless status is OK).
         survivors: whose updates are in the sum.
         refused: clients whose own budget did not cover the round.
+        cohort: all clients the round was planned with.
         bytes_up: bytes each client sent.
         bytes_down: bytes each client was sent.
         mean_update: float64[d], the decoded mean update; None if there was none.
@@ -200,6 +239,7 @@ class RoundOutcome:
     vector: NDArray[np.float32]
     survivors: tuple[ClientId, ...] = ()
     refused: tuple[ClientId, ...] = ()
+    cohort: tuple[ClientId, ...] = ()
     bytes_up: Mapping[ClientId, int] = field(default_factory=dict)
     bytes_down: Mapping[ClientId, int] = field(default_factory=dict)
     mean_update: NDArray[np.float64] | None = None
@@ -213,22 +253,31 @@ def private_round(
     vector: NDArray[np.float32],
     participants: Mapping[ClientId, Participant],
     scheme: Scheme,
-    codec: UpdateCodec,
-    optimiser: ServerOptimiser,
+    codec: Codec,
+    optimiser: ServerStep,
     transport: Transport,
     plan_digest: bytes = b"",
+    population: PopulationBudget | None = None,
+    denominator: float | None = None,
+    noise_source: NoiseSource = _system_randomness,
 ) -> RoundOutcome:
     """Carries out one round: every stage of an update's life, in order.
 
     Args:
         round_index: number of the round, from 0.
-        vector: float32[d], the global model that every client starts from.
+        vector: float32[d], the global model that every client starts from (with some algorithms
+            the model and more, see :mod:`securefl.training.payload`).
         participants: the cohort.
         scheme: how updates are summed; its numbers come from the threat model.
-        codec: floats to ring elements and back; carries the weights inside the vector.
+        codec: floats to ring elements and back; may carry the weights inside the vector, or add
+            the client's share of the noise.
         optimiser: applies the decoded mean update.
         transport: carries the frames.
         plan_digest: digest of the privacy plan that all clients agreed to.
+        population: pays for the sum where the noise is shared; with a codec that adds shares and
+            with no other.
+        denominator: public divisor of the sum in place of the number of survivors.
+        noise_source: secret coins of the encoding, fresh for every client and round.
 
     Returns:
         The outcome. A lost round is an outcome, not an error.
@@ -237,6 +286,7 @@ def private_round(
         PeerProtocolError: if a party broke the protocol. Reservations then stay charged.
         ConfigurationError: if the parameters do not fit together.
     """
+    _check_who_pays(codec, population, participants)
     watch = Stopwatch()
     updates: dict[ClientId, ModelUpdate] = {}
 
@@ -245,32 +295,42 @@ def private_round(
     # exists, so a crash can only overstate what was spent.
     with watch("ledger"):
         tickets, refused = _reserve(participants, round_index)
+        payment = Payment.reserve(population, round_index)
     present = [client for client in participants if client not in refused]
-    if len(present) < scheme.n_min:
+    if payment is None or len(present) < scheme.n_min:
         with watch("ledger"):
             _withhold(participants, tickets)
+            if payment is not None:
+                payment.withheld()
         return RoundOutcome(
             status=RoundStatus.BUDGET, vector=vector, refused=refused, seconds=watch.seconds
         )
+
+    # The configuration's digest enters every key, so clients with another model, codec or privacy
+    # plan cannot be summed. In a deployment every client computes it from what it received itself.
+    context = context_digest(vector, codec.digest(), plan_digest)
+    seed = round_seed(context, round_index)
 
     def input_of(client: ClientId) -> RingVector:
         """Runs on the client, once the protocol has its keys and asks for the input."""
         with watch("train"):
             update = participants[client].trainer.train(vector, round_index=round_index)  # 1 train
         updates[client] = update
-        with watch("encode"):  # 2 clip, 3 encode; the weight becomes a part of the vector
-            return codec.encode(
-                update.values,
-                weight=update.weight if codec.spec.weighting is Weighting.WEIGHTED else 1,
-                random_bytes=SecureRandom().random_bytes,
+        with watch("encode"):  # 2 clip, 3 encode; weight or noise become a part of the vector
+            return _encoded(
+                codec, update, round_seed=seed, random_bytes=noise_source(client, round_index)
             )
 
-    # 4 mask, 5 wire, 6 sum, 7 recover: the machines do it, the transport only carries frames. The
-    # configuration's digest enters every key, so clients with another model, codec or privacy plan
-    # cannot be summed.
+    def may_open(survivors: int) -> None:
+        """Runs on every client, once the survivors are fixed: is their noise what was paid for?"""
+        payment.may_open(survivors)
+        for client in present:
+            budget = participants[client].budget
+            if isinstance(budget, ParticipationBudget):
+                budget.release.check_survivors(survivors)
+
+    # 4 mask, 5 wire, 6 sum, 7 recover: the machines do it, the transport only carries frames.
     with watch("protocol"):
-        # In a deployment every client computes this from what it received itself.
-        context = context_digest(vector, codec.spec.digest(), plan_digest)
         machines = scheme.machines(
             round_id=RoundId(round_index),
             cohort=Cohort.of(participants),
@@ -280,17 +340,26 @@ def private_round(
             context_digest=context,
             identities={c: p.identity for c, p in participants.items() if p.identity is not None},
         )
-        report = transport.carry(machines, input_of, round_index=round_index)
+        report = transport.carry(machines, input_of, round_index=round_index, may_open=may_open)
     watch.subtract("protocol", "train", "encode")
 
-    # 10, second half: charge exactly the clients whose input left them, opened or not.
+    # 10, second half: charge exactly the clients whose input left them, opened or not; and the
+    # population for the noise that the survivors really brought.
     with watch("ledger"):
         _settle(participants, tickets, report, protocol=transport.protocol, modulus=codec.modulus)
+        payment.settle(
+            report.aggregate,
+            sent=len(report.sent_input),
+            planned=len(participants),
+            protocol=transport.protocol,
+            modulus=codec.modulus,
+        )
 
     outcome = RoundOutcome(
         status=RoundStatus.BELOW_THRESHOLD,
         vector=vector,
         refused=refused,
+        cohort=tuple(participants),
         bytes_up=report.bytes_up,
         bytes_down=report.bytes_down,
         updates=updates,
@@ -299,8 +368,12 @@ def private_round(
     if report.aggregate is None:
         return outcome
     with watch("apply"):
-        mean = codec.decode(report.aggregate).mean  # 8 decode
-        new_vector = optimiser.apply(vector, mean)  # 9 apply
+        mean = codec.decode(  # 8 decode
+            report.aggregate, round_seed=seed, denominator=denominator
+        ).mean
+        new_vector = optimiser.apply(  # 9 apply
+            vector, mean, survivors=len(report.aggregate.survivors)
+        )
     return replace(
         outcome,
         status=RoundStatus.OK,
@@ -332,6 +405,16 @@ def context_digest(
     return digest.digest()
 
 
+def round_seed(context: bytes, round_index: int) -> bytes:
+    """32 public bytes that every client of a round derives alike: signs of the rotation.
+
+    They need not be unpredictable: no guarantee of privacy depends on them.
+    """
+    return hashlib.sha256(
+        b"securefl-round-seed/1\0" + context + round_index.to_bytes(8, "little")
+    ).digest()
+
+
 class Stopwatch:
     """CPU seconds by stage: ``with watch("train"): ...``."""
 
@@ -350,6 +433,42 @@ class Stopwatch:
     def subtract(self, stage: str, *inner: str) -> None:
         """Takes the stages ``inner``, which ran inside ``stage``, out of it."""
         self.seconds[stage] -= sum(self.seconds.get(name, 0.0) for name in inner)
+
+
+def _encoded(
+    codec: Codec,
+    update: ModelUpdate,
+    *,
+    round_seed: bytes,
+    random_bytes: Callable[[int], bytes],
+) -> RingVector:
+    """One update as ring elements; weight 0 of a codec without weights is an encoded zero."""
+    weighted = isinstance(codec, UpdateCodec) and codec.spec.weighting is Weighting.WEIGHTED
+    if isinstance(codec, SharesNoise) and update.weight == 0:
+        return codec.encode_zero(round_seed=round_seed, random_bytes=random_bytes)
+    return codec.encode(
+        update.values,
+        weight=update.weight if weighted else 1,
+        round_seed=round_seed,
+        random_bytes=random_bytes,
+    )
+
+
+def _check_who_pays(
+    codec: Codec,
+    population: PopulationBudget | None,
+    participants: Mapping[ClientId, Participant],
+) -> None:
+    """Noise without a ledger is not accounted for, a ledger without noise accounts for nothing."""
+    noisy = isinstance(codec, SharesNoise)
+    paying = [isinstance(p.budget, ParticipationBudget) for p in participants.values()]
+    each = bool(paying) and all(paying)
+    if noisy != (population is not None or each) or (population is not None and any(paying)):
+        who = "a population" if population is not None else "every client's" if each else "no"
+        raise ConfigurationError(
+            f"a codec that adds {'shares of noise' if noisy else 'no noise'} was given with {who} "
+            "budget for shares: noise is paid for by the population or by every client, once"
+        )
 
 
 Tickets = Mapping[ClientId, accounting.Ticket]

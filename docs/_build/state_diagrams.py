@@ -2,15 +2,17 @@
 
 ``python docs/_build/state_diagrams.py`` writes the pictures that the pages show; a test compares
 them with what the tables give now. Nothing about the protocol is written down here: phases,
-messages and who comes where are read from ``securefl.protocols.secagg.transitions``.
+messages and who comes where are read from the protocols' ``transitions``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from securefl.protocols.peersum.transitions import PEER
 from securefl.protocols.secagg.transitions import CLIENT, SERVER_PHASES, Phase
 from securefl.round import Adversary
 
@@ -26,10 +28,10 @@ _INK, _BLUE, _RED, _PAPER, _GREY = "#1f2933", "#1d4ed8", "#b91c1c", "#ffffff", "
 class Step:
     """One row: a phase, what moves it on, and what is sent then, per adversary."""
 
-    phase: Phase
+    phase: StrEnum
     on: str
     sends: dict[Adversary, str]
-    then: dict[Adversary, Phase]
+    then: dict[Adversary, StrEnum]
 
 
 def client_steps() -> list[Step]:
@@ -39,7 +41,7 @@ def client_steps() -> list[Step]:
             phase=row.phase,
             on=row.accepts.name if row.accepts is not None else "start()",
             sends=dict.fromkeys(row.then, row.emits.name),
-            then=row.then,
+            then=dict(row.then),
         )
         for row in CLIENT
     ]
@@ -55,9 +57,23 @@ def server_steps() -> list[Step]:
                 adversary: message.name if message is not None else "AggregateReady"
                 for adversary, message in row.emits.items()
             },
-            then=row.then,
+            then=dict(row.then),
         )
         for row in SERVER_PHASES
+    ]
+
+
+def peer_steps() -> list[Step]:
+    """The peer's table; a phase collects until it is closed, and closing it sends the next."""
+    sends = [row.message.name for row in PEER[1:]] + ["AggregateReady"]
+    return [
+        Step(
+            phase=row.phase,
+            on=f"{row.message.name}, close_phase()",
+            sends={_ACTIVE: sent, _SEMI: sent},
+            then=dict.fromkeys((_SEMI, _ACTIVE), row.then),
+        )
+        for row, sent in zip(PEER, sends, strict=True)
     ]
 
 
@@ -70,7 +86,7 @@ def diagram(title: str, steps: list[Step], aborts: str) -> str:
             the other adversary's arrow passes it by on the left.
         aborts: what leads to ABORTED from everywhere.
     """
-    order = [step.phase for step in steps] + [Phase.DONE]
+    order: list[StrEnum] = [*(step.phase for step in steps), Phase.DONE]
     reached = {_SEMI: {steps[0].phase}, _ACTIVE: {steps[0].phase}}
     parts: list[str] = []
     for step in steps:
@@ -109,7 +125,7 @@ def _box(i: int, name: str, *, broken: bool) -> str:
     )
 
 
-def _arrows(i: int, step: Step, order: list[Phase]) -> list[str]:
+def _arrows(i: int, step: Step, order: list[StrEnum]) -> list[str]:
     """One arrow if both adversaries go the same way, else one for each."""
     below = _TOP + i * _STEP + _HEIGHT
     parts = []
@@ -159,6 +175,9 @@ def pictures() -> dict[Path, str]:
         ),
         PICTURES / "secagg-server.svg": diagram(
             "The server's machine", server_steps(), "too few clients, wrong shares"
+        ),
+        PICTURES / "peersum-peer.svg": diagram(
+            "The peer's machine", peer_steps(), "abort(), too few agree, wrong sums"
         ),
     }
 

@@ -4,9 +4,9 @@ Every peer trains its own model on its own records, round after round, and the l
 never read. Nothing leaks, because nothing is exchanged, and nothing is learnt from anybody either.
 It shows as soon as peers hold different classes: each then knows its own. Count the bytes.
 
-The right version sums the peers' updates so that nobody sees a single one. A server carries the
-frames here and learns the sum. The sum is not private by that: hiding what it says about one record
-takes noise, which is another step.
+The right version sums the peers' updates without a server, so that nobody sees a single one and
+all learn the sum. The sum is not private by that: hiding what it says about one record takes noise,
+which is another step.
 
     python examples/common_mistakes/no_exchange.py
 """
@@ -25,7 +25,7 @@ from securefl.training.apply import ServerOptimiser
 from securefl.training.data import Dataset
 from securefl.training.local import FlatModel, LocalSGD, ModelUpdate, limit_threads
 
-PEERS, ROUNDS, RATE, BITS = 5, 12, 0.2, 32
+PEERS, ROUNDS, RATE, BITS = 5, 12, 0.2, 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,11 @@ def right() -> Outcome:
     """Each round one secure sum of the updates; every peer adds the same mean."""
     trainers, test = _peers()
     dim = trainers[0].model.dim
-    codec = UpdateCodec(CodecSpec.plan(dimension=dim, clip_norm=20.0, max_clients=PEERS, bits=BITS))
+    codec = UpdateCodec(
+        CodecSpec.plan(
+            dimension=dim, clip_norm=20.0, max_clients=PEERS, resolution=(1 << (BITS - 1)) - 1
+        )
+    )
     own = [trainers[0].model.vector() for _ in range(PEERS)]
     bytes_sent = [0] * PEERS
     for t in range(ROUNDS):
@@ -87,9 +91,16 @@ def _exchange(
     codec: UpdateCodec, updates: list[ModelUpdate]
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], dict[int, int]]:
     """The mean update, and the bytes that each peer sent for it."""
-    total = secure_sum({k: codec.encode(u.values).values for k, u in enumerate(updates)}, bits=BITS)
+    # Peers add up plain integers: shifted by Q, the encoded steps -Q..Q are not negative.
+    Q = codec.spec.resolution
+    total = secure_sum(
+        {k: codec.encode(u.values).centred() + Q for k, u in enumerate(updates)},
+        protocol="peersum",
+        bits=BITS,
+    )
+    steps = total.sum.astype(np.int64) - Q * len(total.survivors)
     opened = AggregateSum(
-        vector=RingVector(total.sum.astype(np.uint32), codec.modulus),
+        vector=RingVector.from_signed(steps, codec.modulus),
         survivors=tuple(ClientId(k) for k in total.survivors),
         min_honest=len(total.survivors) - 1,
     )

@@ -4,7 +4,8 @@ Two things break. The noises are equal, so they add up instead of averaging out:
 times the variance of one, not n times. And they are known: whoever calls `manual_seed(0)` too can
 subtract them, and reads every update as if no noise had been added.
 
-Noise that is to protect anything comes from cryptographic bytes, as in the library's trainers.
+Noise that is to protect anything comes from cryptographic bytes, as in the library's trainers and
+codecs.
 
     python examples/common_mistakes/same_seed.py
 """

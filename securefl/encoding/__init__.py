@@ -7,7 +7,8 @@ coordinates out, and none of these is differential privacy. Noise is, once enoug
 in the sum and nothing but the sum is seen.
 
 Read ``clip``, ``fixed_point`` and ``codec`` for the plain codec; ``rotation``, ``tables``,
-``noise``, ``noise_plan`` and ``noisy`` for the one with noise; ``compression`` works with both.
+``noise``, ``noise_plan``, ``noisy_spec`` and ``noisy`` for the one with noise; ``compression``
+works with both, and ``contract`` says what they have in common.
 """
 
 from securefl.encoding.clip import Clipped, clip_by_norm, l2_norm

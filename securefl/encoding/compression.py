@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.encoding.clip import finite_float64
-from securefl.encoding.codec import AggregateUpdate, Codec
+from securefl.encoding.contract import AggregateUpdate, Codec
 from securefl.encoding.rotation import Rotation, public_bytes
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector

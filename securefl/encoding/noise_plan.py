@@ -1,6 +1,7 @@
 """How fine and how wide: resolution, sensitivity, noise and modulus of a codec with noise.
 
-Pure arithmetic on a handful of numbers; :class:`securefl.encoding.noisy.NoisySpec` is its result.
+Pure arithmetic on a handful of numbers, whose result is a
+:class:`~securefl.encoding.noisy_spec.NoisySpec`.
 All lengths are in integer steps, r steps per clip norm C.
 
 * Sensitivity. A vector of norm r, rounded at random in D coordinates, has norm at most
@@ -76,7 +77,7 @@ class Contribution(StrEnum):
 class NoisePlan:
     """Everything about a codec with noise but its resolution r and its modulus m.
 
-    Attributes: as of :class:`~securefl.encoding.noisy.NoisySpec`, and ``max_inflation``, the
+    Attributes: as of :class:`~securefl.encoding.noisy_spec.NoisySpec`, and ``max_inflation``, the
     largest Delta2 / r that is accepted.
     """
 

@@ -31,15 +31,18 @@ __all__ = [
     "ClientEquivocated",
     "ClientMachine",
     "Event",
+    "FrameIgnored",
     "MalformedMessage",
     "Outbound",
     "Outbox",
+    "PeerMachine",
     "PhaseClosed",
     "Reason",
     "Refused",
     "ServerMachine",
     "ShareMismatch",
     "ShareUnreadable",
+    "SignedTwice",
     "abort_reason",
 ]
 
@@ -157,6 +160,36 @@ class ShareMismatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrameIgnored:
+    """A frame changed nothing: too late, not signed by whom it names, or of no use here.
+
+    Attributes:
+        sender: whom the header names.
+        phase: the receiver's phase.
+        reason: why it does not count.
+    """
+
+    sender: ClientId
+    phase: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedTwice:
+    """A peer signed two different survivor lists of one session, and here is the proof.
+
+    Attributes:
+        client: who.
+        statements: the two that it signed.
+        signatures: its signatures on them, in the same order.
+    """
+
+    client: ClientId
+    statements: tuple[bytes, bytes]
+    signatures: tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateReady:
     """The sum is open and every secret behind it was checked."""
 
@@ -177,6 +210,8 @@ Event: TypeAlias = (
     | PhaseClosed
     | ShareUnreadable
     | ShareMismatch
+    | FrameIgnored
+    | SignedTwice
     | AggregateReady
     | Aborted
 )
@@ -300,3 +335,34 @@ class ServerMachine(Protocol):
 
     def close_phase(self) -> Sequence[Outbound | Event]:
         """Ends the phase: no later frame of it counts."""
+
+
+class PeerMachine(ClientMachine, Protocol):
+    """One side of a session without a server: a client that also collects and opens."""
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases that a session goes through, in order."""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can change any more."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every peer that can still reply in this phase has done so."""
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether closing the phase now would meet its threshold."""
+
+    @property
+    def survivors(self) -> SurvivorSets:
+        """Who was there, per closed phase, as this peer saw it."""
+
+    @property
+    def result(self) -> AggregateSum | None:
+        """The opened sum, once there is one."""
+
+    def close_phase(self) -> Sequence[Outbound | Event]:
+        """Ends the phase: no later frame of it counts. Sends the next phase's message."""

@@ -70,6 +70,7 @@ def render(tree: RunTree) -> str:
         statements=said,
         shared_limits=statements.shared_limits(said),
         row_label=statements.row_label,
+        view_label=statements.view_label,
         no_dp_sentence=statements.NO_DP_SENTENCE,
         has_open_rows=statements.composition(tree).open_runs > 0,
         composition=statements.composition(tree),

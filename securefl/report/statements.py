@@ -31,6 +31,7 @@ __all__ = [
     "shared_limits",
     "smallest_sum",
     "statement",
+    "view_label",
 ]
 
 NO_DP_SENTENCE = (
@@ -40,6 +41,19 @@ NO_DP_SENTENCE = (
 
 _NO_DP = "none"
 _LOCAL_DP = "local-dp"
+_SHARED = ("distributed-dp", "user-level-dp")
+_NAMES = {
+    _NO_DP: "no DP",
+    _LOCAL_DP: "local DP",
+    "distributed-dp": "distributed DP",
+    "user-level-dp": "user-level DP",
+}
+_VIEWS = {
+    "models": "sees the released models only",
+    "server": "is the server: sees every opened sum",
+    "server_and_colluders": "is the server, helped by {colluding} of the clients",
+    "aggregation_broken": "opened every client's own vector (secure aggregation broken)",
+}
 
 _FIDELITY = {
     "protocol": (
@@ -49,6 +63,11 @@ _FIDELITY = {
     "encoded": (
         "The real encoding ran, but the integers were added in the open: accuracy is that of the "
         "protocol, bytes are not measured, and no update was hidden from anyone."
+    ),
+    "aggregate": (
+        "The real encoding ran, but the integers were added in the open and the noise of each sum "
+        "was drawn at once in place of one share per client: accuracy is distributed like that of "
+        "the protocol, bytes are not measured, and no update was hidden from anyone."
     ),
     "float": (
         "Updates were averaged in floating point: neither encoding nor protocol ran, and no "
@@ -140,7 +159,7 @@ def row_label(mode: str, target_epsilon: float | None) -> str:
     >>> row_label("none", None), row_label("local-dp", 8.0)
     ('no DP', 'local DP, ε ≤ 8')
     """
-    name = {_NO_DP: "no DP", _LOCAL_DP: "local DP"}.get(mode, mode)
+    name = _NAMES.get(mode, mode)
     return name if target_epsilon is None else f"{name}, ε ≤ {target_epsilon:g}"
 
 
@@ -152,9 +171,11 @@ def headline(tree: RunTree) -> str:
         for row in tree.rows
     ]
     mean = "Mean test accuracy" if any(len(row.seeds) > 1 for row in tree.rows) else "Test accuracy"
+    carried_out = {len(run.rounds) for run in tree.runs} - {0} or {tree.rounds}
+    rounds = f"{'up to ' if len(carried_out) > 1 else ''}{max(carried_out)}"
     return (
         f"{tree.clients} clients trained on {tree.train_size} records of {tree.dataset} for "
-        f"{tree.rounds} rounds. {mean}: {'; '.join(parts)}."
+        f"{rounds} rounds. {mean}: {'; '.join(parts)}."
     )
 
 
@@ -182,6 +203,8 @@ def statement(row: Row, tree: RunTree) -> RowStatement:
         return _open_statement(label, row, tree)
     if row.mode == _LOCAL_DP:
         return _local_statement(label, row, tree)
+    if row.mode in _SHARED:
+        return _shared_statement(label, row, tree)
     return RowStatement(
         label=label,
         promise="This report knows no guarantee for this mode: rely on none.",
@@ -218,6 +241,12 @@ def _hidden(tree: RunTree) -> str:
     """What the secure sum kept from the server."""
     if tree.fidelity != "protocol":
         return "Single updates were not hidden either: the real protocol did not run."
+    if tree.opened_by == "peers":
+        return (
+            "There was no server: every peer could open one sum per round over the survivors and "
+            f"no single update, as long as at most {tree.assumed_corrupt} peers lie and identities "
+            "are not of their making (in a simulation they come from the same process)."
+        )
     if tree.adversary == "active":
         claim = (
             "A server, even one that lies to clients, could open one sum per round over the "
@@ -275,8 +304,66 @@ def _local_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
     )
 
 
+def view_label(view: str, colluding: int | None) -> str:
+    """Who an onlooker is, as the end of "An onlooker who ...".
+
+    >>> view_label("server_and_colluders", 1)
+    'is the server, helped by 1 of the clients'
+    """
+    number = "an unrecorded number" if colluding is None else str(colluding)
+    return _VIEWS.get(view, view).format(colluding=number)
+
+
+def _shared_statement(label: str, row: Row, tree: RunTree) -> RowStatement:
+    if row.epsilon is None or not row.views:
+        return RowStatement(
+            label=label,
+            promise="The run recorded no epsilon by onlooker: rely on no guarantee.",
+            limits=(),
+            alarms=("A row with differential privacy has no epsilon.",),
+        )
+    unit = _agreed(row.runs, "unit") or "unit not recorded"
+    adjacency = _agreed(row.runs, "adjacency") or "not recorded"
+    colluding = max((run.colluding or 0 for run in row.runs), default=0)
+    fewest = min((run.fewest_survivors or 0 for run in row.runs), default=0)
+    hidden = (
+        "the sums were opened by the real protocol"
+        if tree.fidelity == "protocol"
+        else "for a deployment whose sums are secure; in this run the integers were added in the "
+        "open, so against whoever saw them only the last line of the table holds"
+    )
+    return RowStatement(
+        label=label,
+        promise=(
+            f"Each run is ({epsilon_text(row.epsilon)}, {delta_text(tree.delta)})-differentially "
+            f"private against the server together with {colluding} of the {tree.clients} clients; "
+            f"unit: one {unit}; adjacency: {adjacency}. Every client adds a share of integer noise "
+            "and only their sum carries all of it, so the guarantee rests on secure aggregation "
+            f"({hidden}) and on at least {fewest - colluding} clients that add their share."
+        ),
+        limits=(
+            "One ledger counts for the whole population: each round is reserved at the noise of "
+            "the fewest survivors that clients accept and settled at that of the survivors there "
+            "were.",
+            f"A client that adds no noise is not noticed. The figures hold while at most "
+            f"{colluding} do that or help the server.",
+            "Whoever opens a client's own vector finds the noise of one share: see the last line "
+            "of the table of onlookers.",
+            "The unit is one record. A client whose records all describe one person gets no "
+            "guarantee for that person from this figure."
+            if unit == "record"
+            else "The unit is everything that one client holds, in all rounds together.",
+        ),
+        alarms=_alarms(row, tree),
+    )
+
+
 def _alarms(row: Row, tree: RunTree) -> tuple[str, ...]:
     alarms = []
+    if any(run.randomness == "injected" for run in row.runs):
+        alarms.append(
+            "The noise was repeatable: whoever knows its seed subtracts it. No guarantee at all."
+        )
     target, spent = row.target_epsilon, row.epsilon
     if target is not None and spent is not None and spent > target:
         alarms.append(f"The spent epsilon {spent!r} exceeds the target {target!r}.")
@@ -287,7 +374,8 @@ def _alarms(row: Row, tree: RunTree) -> tuple[str, ...]:
     if other:
         alarms.append(f"The runs {', '.join(other)} used another delta than the table says.")
     if any(not run.ledgers for run in row.runs):
-        alarms.append("A run under local differential privacy recorded no ledger.")
+        kind = "local" if row.mode == _LOCAL_DP else "shared"
+        alarms.append(f"A run under {kind} differential privacy recorded no ledger.")
     return tuple(alarms)
 
 

@@ -62,16 +62,16 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRecord:
-    """Where one client's ledger lies and how far it had come.
+    """Where a ledger lies and how far it had come.
 
     Attributes:
-        client_index: the client, from 0.
+        client_index: whose it is, from 0; None for the one ledger of a population.
         path: as written by the run, relative to the run's folder or the run directory.
         head: number and hash of the ledger's last entry.
         spent_epsilon: what that ledger charges at its own delta; None if not recorded.
     """
 
-    client_index: int
+    client_index: int | None
     path: str
     head: str
     spent_epsilon: float | None
@@ -83,7 +83,8 @@ class RunRecord:
 
     Attributes:
         path: folder of the run, relative to the run directory.
-        mode: ``none`` or ``local-dp``; other names are shown as they are.
+        mode: ``none``, ``local-dp``, ``distributed-dp`` or ``user-level-dp``; other names are shown
+            as they are.
         target_epsilon: None without differential privacy.
         seed: of initialisation, partition and plain shuffling (never of noise).
         accuracy: on the test set at the end, in [0, 1]; None if never evaluated.
@@ -95,8 +96,14 @@ class RunRecord:
         noise_multiplier: None without differential privacy.
         sample_rate: Poisson rate of a record per step; None if there is no one value.
         steps_per_round: None if there is no one value.
-        ledgers: one per client under local differential privacy, else empty.
+        ledgers: one per client under local differential privacy, one for all where the noise is
+            shared, else empty.
         rounds: in order.
+        views: onlooker -> epsilon at the end, where the noise is shared; else empty.
+        colluding: clients assumed to help the server, in those views; None if not recorded.
+        fewest_survivors: fewest clients of a sum that was paid for; None if not recorded.
+        randomness: ``system``, or ``injected`` for a run that protects nobody; empty if not
+            recorded.
     """
 
     path: str
@@ -114,6 +121,10 @@ class RunRecord:
     steps_per_round: float | None
     ledgers: tuple[LedgerRecord, ...]
     rounds: tuple[RoundRecord, ...]
+    views: Mapping[str, float]
+    colluding: int | None
+    fewest_survivors: int | None
+    randomness: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +132,7 @@ class Row:
     """One line of the table: all seeds of one mode and target.
 
     Attributes:
-        mode: ``none`` or ``local-dp``; other names are shown as they are.
+        mode: as of its runs.
         target_epsilon: None without differential privacy.
         epsilon: largest over clients and seeds; None without differential privacy.
         accuracy: mean over the seeds, in [0, 1].
@@ -143,6 +154,12 @@ class Row:
     bytes_up_per_client: float
     seconds: float
     runs: tuple[RunRecord, ...]
+
+    @property
+    def views(self) -> Mapping[str, float]:
+        """Onlooker -> largest epsilon of the runs; empty where the noise is not shared."""
+        names = dict.fromkeys(name for run in self.runs for name in run.views)
+        return {name: max(run.views.get(name, 0.0) for run in self.runs) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +209,11 @@ class RunTree:
     config_digest: str
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether some row's noise is the sum of its clients' shares."""
+        return any(row.views for row in self.rows)
 
     @property
     def runs(self) -> tuple[RunRecord, ...]:
@@ -385,12 +407,16 @@ def _read_run(out_dir: Path, entry: _Fields) -> RunRecord:
         steps_per_round=own.real_or_none("steps_per_round"),
         ledgers=tuple(_read_ledger(fields) for fields in own.objects_or_none("ledgers")),
         rounds=_read_rounds(folder / "metrics.jsonl", f"{path}/metrics.jsonl"),
+        views=own.reals_by_name("epsilon_by_view"),
+        colluding=own.count_or_none("colluding"),
+        fewest_survivors=own.count_or_none("fewest_survivors"),
+        randomness=own.text_or_empty("randomness"),
     )
 
 
 def _read_ledger(fields: _Fields) -> LedgerRecord:
     return LedgerRecord(
-        client_index=fields.count("client_index"),
+        client_index=fields.count_or_none("client_index"),
         path=fields.text("path"),
         head=fields.text("head"),
         spent_epsilon=fields.real_or_none("spent_epsilon"),

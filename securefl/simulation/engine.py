@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import accounting
-from securefl.config import Fidelity, RunConfig, RunSpec
-from securefl.encoding.codec import CodecSpec, UpdateCodec, Weighting
-from securefl.encoding.fixed_point import Rounding
+from securefl.config import Fidelity, Mode, RunConfig, RunSpec
+from securefl.encoding.codec import Codec, CodecSpec, UpdateCodec, Weighting
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
 from securefl.primitives.prg import SecureRandom
@@ -37,7 +36,14 @@ from securefl.simulation.checkpoint import (
     latest_checkpoint,
     write_checkpoint,
 )
-from securefl.simulation.schemes import scheme_of
+from securefl.simulation.client_view import ClientView, standardised
+from securefl.simulation.cohort_run import CohortRun
+from securefl.simulation.cohorts import Cohorts
+from securefl.simulation.insecure import InsecureRandomness
+from securefl.simulation.plain import PlainRun, averaging_server, codec_spec
+from securefl.simulation.plans import ADJACENCY, PrivacyPlan, SharedPlan
+from securefl.simulation.schemes import Scheme, scheme_of
+from securefl.simulation.shared import SharedRun
 from securefl.simulation.transports import (
     DropPlan,
     EncodedTransport,
@@ -46,96 +52,34 @@ from securefl.simulation.transports import (
 )
 from securefl.storage import write_durably
 from securefl.training import models, partition
-from securefl.training.apply import ServerOptimiser
-from securefl.training.data import Dataset, TrainTest
+from securefl.training.apply import ServerOptimiser, ServerStep
+from securefl.training.data import Dataset, TrainTest, stratified_split
 from securefl.training.dpsgd import DPSGD, ClientBudget
 from securefl.training.local import (
     FlatModel,
-    FullGradient,
-    LocalSGD,
-    Reduction,
     Trainer,
     TrainingDiverged,
     evaluate,
     limit_threads,
 )
 from securefl.training.partition import Partition
+from securefl.training.stopping import StopReason, StopRules
 
 __all__ = [
     "Engine",
     "PrivacyPlan",
     "RunResult",
+    "make_model",
     "make_partition",
+    "make_plan",
     "read_metrics",
 ]
 
 METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
 CHECKPOINTS, LEDGERS = "checkpoints", "ledgers"
-ADJACENCY, UNIT = accounting.Adjacency.ZERO_OUT, accounting.Unit.RECORD
+UNIT = accounting.Unit.RECORD
 
 OnRound = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
-    """What every client of a private run agreed to, and the noise that follows from it.
-
-    Attributes:
-        epsilon, delta: the guarantee for one record of one client, for the whole run.
-        round_event: what one client's update of one round releases.
-        noise_multiplier: of every step.
-        order: the order at which the ledgers count.
-        planned: digest (hex) of the event of the whole run.
-        digest: 32 bytes; part of every round's context.
-    """
-
-    epsilon: float
-    delta: float
-    round_event: accounting.Event
-    noise_multiplier: float
-    order: float
-    planned: str
-    digest: bytes
-
-    @classmethod
-    def calibrate(cls, config: RunConfig, epsilon: float) -> PrivacyPlan:
-        """The least noise with which all rounds of ``config`` fit (epsilon, delta)."""
-        dp = config.local_dp
-
-        def steps(noise_multiplier: float, count: int) -> accounting.Event:
-            gaussian = accounting.Gaussian(noise_multiplier=noise_multiplier)
-            step = accounting.Poisson(sample_rate=dp.sample_rate, event=gaussian)
-            return accounting.Repeat(event=step, count=count)
-
-        total = dp.steps_per_round * config.training.rounds
-        found = accounting.calibrate(
-            lambda z: steps(z, total),
-            epsilon,
-            dp.delta,
-            adjacency=ADJACENCY,
-        )
-        event = steps(found.value, dp.steps_per_round)
-        planned = accounting.digest(steps(found.value, total))
-        promise = {
-            "epsilon": epsilon,
-            "delta": dp.delta,
-            "adjacency": ADJACENCY.value,
-            "unit": UNIT.value,
-            "planned": planned,
-            "clip_norm": dp.clip_norm,
-        }
-        order = found.achieved.order
-        if order is None:
-            raise ConfigurationError(f"no order of the accountant attains epsilon {epsilon:g}")
-        return cls(
-            epsilon=epsilon,
-            delta=dp.delta,
-            round_event=event,
-            noise_multiplier=found.value,
-            order=order,
-            planned=planned,
-            digest=hashlib.sha256(json.dumps(promise, sort_keys=True).encode()).digest(),
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,6 +89,7 @@ class _State:
     next_round: int
     vector: NDArray[np.float32]
     lost_in_a_row: int = 0
+    elapsed: float = 0.0
     ledger_heads: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -154,8 +99,7 @@ class RunResult:
 
     Attributes:
         spec: which run it was.
-        stopped: why it ended: ``rounds``, ``budget``, ``lost-rounds``, ``diverged`` or
-            ``interrupted``.
+        stopped: why it ended, a :class:`~securefl.training.stopping.StopReason`.
         summary: the content of the run's ``summary.json``.
     """
 
@@ -174,6 +118,8 @@ class Engine:
         dataset: train and test records.
         on_round: called with the metrics of every round that was carried out.
         should_stop: asked between rounds; True leaves a state that can be resumed.
+        insecure: repeatable coins, for tests of modes that share their noise; the run's ledger is
+            marked, and its report refuses to state a guarantee.
 
     Raises:
         ConfigurationError: if the configuration does not fit the data.
@@ -188,41 +134,77 @@ class Engine:
         dataset: TrainTest,
         on_round: OnRound = lambda metrics: None,
         should_stop: Callable[[], bool] = lambda: False,
+        insecure: InsecureRandomness | None = None,
     ) -> None:
         limit_threads()
-        self.config, self.spec, self.folder, self.dataset = config, spec, folder, dataset
+        self.config, self.spec, self.folder = config, spec, folder
         self._on_round, self._should_stop = on_round, should_stop
         self.partition = make_partition(config, spec.seed, dataset.train)
+        if config.data.standardise == "federated":
+            dataset = standardised(config, dataset, self.partition)
+        self.stop_rules = _stop_rules(config)
+        self.dataset, self.validation = _with_validation(config, dataset, spec.seed)
         self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
-        self.plan = (
-            None
-            if spec.target_epsilon is None
-            else PrivacyPlan.calibrate(config, spec.target_epsilon)
-        )
-        self.model = FlatModel(
-            models.build(
-                config.model.name,
-                input_shape=dataset.train.input_shape,
-                classes=dataset.train.classes,
-                seed=spec.seed,
-                activation=(
-                    config.model.activation if self.plan is None else config.local_dp.activation
-                ),
+        self.model = make_model(config, spec, dataset.train)
+        self.scheme = scheme_of(config.summed(spec.mode))
+        plan = make_plan(config, spec, self.scheme, self.model.dim, len(dataset.train))
+        self.plan = plan if isinstance(plan, PrivacyPlan) else None
+        self.shared = self._shared(plan, insecure) if isinstance(plan, SharedPlan) else None
+        if insecure is not None and self.shared is None:
+            raise ConfigurationError(
+                f"repeatable coins are for modes that share their noise, found {spec.mode.value}"
             )
+        self.plain = (
+            PlainRun(config, self.model, dataset.train, self.partition, seed=spec.seed)
+            if spec.mode is Mode.NONE
+            else None
         )
-        self.scheme = scheme_of(config)
-        self.codec = UpdateCodec(self._codec_spec())
-        self.optimiser = make_optimiser(config, self.model.dim)
-        self.drops = DropPlan(seed=spec.seed, per_round=config.simulation.dropped_per_round)
-        self.transport = (
-            ProtocolTransport(plan=self.drops, protocol=self.scheme.name)
-            if config.aggregation.fidelity is Fidelity.PROTOCOL
-            else EncodedTransport(
-                plan=self.drops,
-                threshold=self.scheme.n_min,
-                clients_open=self.scheme.clients_open,
-            )
+        self.cohorts = Cohorts(
+            config, seed=spec.seed, clients=len(self.clients), scheme=self.scheme
         )
+        self._plain_codec = UpdateCodec(self._codec_spec())
+        self.rounds = (
+            config.training.rounds if self.shared is None else self.shared.plan.most_rounds
+        )
+        self._averaging = make_optimiser(config, spec.mode, self.model.dim)
+        self.optimiser: ServerStep = (
+            self._averaging if self.plain is None else self.plain.server(self._averaging)
+        )
+        self.drops = DropPlan(
+            seed=spec.seed,
+            per_round=config.simulation.dropped_per_round,
+            delays=config.simulation.delays,
+            deadline=config.simulation.deadline or math.inf,
+        )
+        self.transport = self._transport()
+        self._began = time.monotonic()
+
+    def _shared(self, plan: SharedPlan, insecure: InsecureRandomness | None) -> SharedRun:
+        if plan.cohort is None:
+            return SharedRun(self.config, plan, insecure=insecure)
+        return CohortRun(
+            self.config, plan, clients=self.clients, seed=self.spec.seed, insecure=insecure
+        )
+
+    def _transport(self) -> ProtocolTransport | EncodedTransport:
+        fidelity = self.config.aggregation.fidelity
+        if fidelity is Fidelity.PROTOCOL:
+            return ProtocolTransport(plan=self.drops, protocol=self.scheme.name)
+        plain = EncodedTransport(
+            plan=self.drops, threshold=self.scheme.n_min, clients_open=self.scheme.clients_open
+        )
+        if fidelity is not Fidelity.AGGREGATE or self.shared is None:
+            return plain
+        return replace(
+            plain,
+            finish=self.shared.finish,
+            protocol="none (bare integers summed in clear, one draw of noise)",
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the next round."""
+        return self._plain_codec if self.shared is None else self.shared.codec
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -239,6 +221,7 @@ class Engine:
             accounting.LedgerRolledBack: if a ledger is shorter than the checkpoint says.
         """
         state = self._restore() if resume else self._begin()
+        self._began = time.monotonic() - state.elapsed
         with ExitStack() as stack:
             participants = self._participants(state, stack)
             (self.folder / METRICS).touch()
@@ -246,25 +229,33 @@ class Engine:
             self._save(state, participants)
             stopped = self._rounds(state, participants)
             summary = self._summary(state, participants, stopped)
-        np.savez(self.folder / MODEL, allow_pickle=False, vector=state.vector)
-        if stopped != "interrupted":
+        np.savez(self.folder / MODEL, allow_pickle=False, vector=self._model_in(state.vector))
+        if stopped is not StopReason.INTERRUPTED:
             content = json.dumps(summary, indent=2, allow_nan=False)
             write_durably(self.folder / SUMMARY, content.encode() + b"\n")
-        return RunResult(spec=self.spec, stopped=stopped, summary=summary)
+        return RunResult(spec=self.spec, stopped=stopped.value, summary=summary)
 
-    def _rounds(self, state: _State, participants: Mapping[ClientId, Participant]) -> str:
-        while state.next_round < self.config.training.rounds:
+    def _elapsed(self) -> float:
+        """Wall-clock seconds of the run, without the pauses before a resume."""
+        return time.monotonic() - self._began
+
+    def _rounds(self, state: _State, participants: Mapping[ClientId, Participant]) -> StopReason:
+        while state.next_round < self.rounds:
             if self._should_stop():
-                return "interrupted"
+                return StopReason.INTERRUPTED
+            reason = self._reason()
+            if reason is not None:
+                return reason
             try:
                 outcome = self._round(state, participants)
             except TrainingDiverged:
                 # Trying again would charge another round for the same end.
-                return "diverged"
+                return StopReason.DIVERGED
             if outcome.status is RoundStatus.BUDGET:
-                return "budget"
+                return StopReason.BUDGET
             if not np.isfinite(outcome.vector).all():
-                return "diverged"
+                return StopReason.DIVERGED
+            self._settle_clients(state.next_round, outcome)
             lost = outcome.status is not RoundStatus.OK
             state.vector = outcome.vector
             state.lost_in_a_row = state.lost_in_a_row + 1 if lost else 0
@@ -272,36 +263,94 @@ class Engine:
             state.next_round += 1
             self._save(state, participants)
             if state.lost_in_a_row >= self.config.simulation.max_lost_rounds:
-                return "lost-rounds"
-        return "rounds"
+                return StopReason.LOST_ROUNDS
+        # The last round may also have been the one that reached the target.
+        return self._reason() or StopReason.ROUNDS
 
-    def _round(self, state: _State, participants: Mapping[ClientId, Participant]) -> RoundOutcome:
+    def _reason(self) -> StopReason | None:
+        """Why the run should end before its next round, by what its record says."""
+        lines = read_metrics(self.folder) if self.stop_rules.watches_progress else []
+        return self.stop_rules.reason(
+            accuracies=[line["validation_accuracy"] for line in lines],
+            losses=[line["validation_loss"] for line in lines],
+            seconds=self._elapsed(),
+        )
+
+    def _settle_clients(self, round_index: int, outcome: RoundOutcome) -> None:
+        """What clients and onlookers keep of a round, opened or not."""
+        if self.plain is not None:
+            self.plain.settle(self.cohorts.of(round_index), outcome.survivors)
+        if outcome.status is RoundStatus.OK:
+            self.cohorts.opened(outcome.survivors)
+
+    def _round(self, state: _State, everybody: Mapping[ClientId, Participant]) -> RoundOutcome:
+        if self.shared is not None:
+            return self._shared_round(self.shared, state, everybody)
+        cohort = self.cohorts.of(state.next_round)
+        participants = {client: everybody[client] for client in cohort}
+        scheme = self.cohorts.scheme(len(cohort))
+        if scheme is None:
+            return RoundOutcome(status=RoundStatus.BELOW_THRESHOLD, vector=state.vector)
         if self.config.aggregation.fidelity is Fidelity.FLOAT:
             return float_round(
                 round_index=state.next_round,
                 vector=state.vector,
                 participants=participants,
                 plan=self.drops,
-                threshold=self.scheme.n_min,
-                weighted=self.codec.spec.weighting is Weighting.WEIGHTED,
+                threshold=scheme.n_min,
+                weighted=self._plain_codec.spec.weighting is Weighting.WEIGHTED,
                 optimiser=self.optimiser,
             )
         return private_round(
             round_index=state.next_round,
             vector=state.vector,
             participants=participants,
-            scheme=self.scheme,
+            scheme=scheme,
             codec=self.codec,
             optimiser=self.optimiser,
-            transport=self.transport,
+            transport=_with_threshold(self.transport, scheme.n_min),
             plan_digest=b"" if self.plan is None else self.plan.digest,
         )
+
+    def _shared_round(
+        self,
+        shared: SharedRun,
+        state: _State,
+        participants: Mapping[ClientId, Participant],
+    ) -> RoundOutcome:
+        if self.config.aggregation.fidelity is Fidelity.FLOAT:
+            raise ConfigurationError(
+                "fidelity = float is a baseline without privacy and charges no ledger; "
+                "use it with mode none only"
+            )
+        codec = shared.codec
+        rate = self.config.noise_shares(self.spec.mode).learning_rate_of(state.next_round)
+        self._averaging.learning_rate = rate  # of the round, so that a resumed run has it too
+        with shared.paying(participants, state.next_round) as (taking_part, population):
+            outcome = private_round(
+                round_index=state.next_round,
+                vector=state.vector,
+                participants=taking_part,
+                scheme=self.scheme,
+                codec=codec,
+                optimiser=self.optimiser,
+                transport=self.transport,
+                plan_digest=shared.plan.digest,
+                population=population,
+                denominator=shared.plan.denominator,
+                noise_source=shared.noise_source,
+            )
+        if outcome.status is RoundStatus.OK:
+            shared.advance(codec)
+        return outcome
 
     # -- what a run is made of -------------------------------------------------------------------
 
     def _participants(self, state: _State, stack: ExitStack) -> Mapping[ClientId, Participant]:
         # Identities last as long as the process: nobody but this process could check older ones.
         active = self.scheme.adversary is Adversary.ACTIVE
+        if self.shared is not None:
+            self.shared.open(self.folder / LEDGERS, state.ledger_heads, stack)
         return {
             client: Participant(
                 client=client,
@@ -313,37 +362,25 @@ class Engine:
         }
 
     def _trainer(self, client: ClientId) -> Trainer:
+        if self.plain is not None:
+            return self.plain.trainer(client)
         records = self.dataset.train.subset(self.partition.indices[client])
-        common: dict[str, Any] = {
-            "model": self.model,
-            "x": records.x,
-            "y": records.y,
-            "client": client,
-        }
-        if self.plan is not None:
-            dp = self.config.local_dp
-            return DPSGD(
-                noise_multiplier=self.plan.noise_multiplier,
-                clip_norm=dp.clip_norm,
-                sample_rate=dp.sample_rate,
-                steps=dp.steps_per_round,
-                learning_rate=dp.learning_rate,
-                momentum=dp.momentum,
-                random_bytes=SecureRandom().random_bytes,
-                **common,
-            )
-        training = self.config.training
-        if training.algorithm == "fedsgd":
-            return FullGradient(reduction=Reduction.MEAN, **common)
-        return LocalSGD(
-            seed=self.spec.seed,
-            learning_rate=training.learning_rate,
-            batch_size=training.batch_size,
-            epochs=training.local_epochs or (None if training.local_steps else 1),
-            steps=training.local_steps,
-            momentum=training.momentum,
-            proximal=training.proximal,
-            **common,
+        if self.shared is not None:
+            return self.shared.trainer(client, records, self.model, self.spec.seed)
+        assert self.plan is not None  # noqa: S101  # the one mode that is left
+        dp = self.config.local_dp
+        return DPSGD(
+            model=self.model,
+            x=records.x,
+            y=records.y,
+            client=client,
+            noise_multiplier=self.plan.noise_multiplier,
+            clip_norm=dp.clip_norm,
+            sample_rate=dp.sample_rate,
+            steps=dp.steps_per_round,
+            learning_rate=dp.learning_rate,
+            momentum=dp.momentum,
+            random_bytes=SecureRandom().random_bytes,
         )
 
     def _budget(self, client: ClientId, state: _State, stack: ExitStack) -> ClientBudget | None:
@@ -375,20 +412,17 @@ class Engine:
         return budget
 
     def _codec_spec(self) -> CodecSpec:
-        encoding, training = self.config.encoding, self.config.training
-        weighted = self.plan is None and training.weights == "examples"
-        spec = CodecSpec.plan(
+        modulus = self.scheme.modulus(self.config.bits)
+        if self.plain is not None:
+            return self.plain.codec_spec(modulus)
+        # With differential privacy clients count alike.
+        return codec_spec(
+            self.config,
             dimension=self.model.dim,
-            clip_norm=encoding.clip_norm,
-            max_clients=len(self.clients),
-            bits=self.config.bits,
-            weighting=Weighting.WEIGHTED if weighted else Weighting.EQUAL,
-            # No client can hold more than all the training records.
-            max_weight=(encoding.max_weight or len(self.dataset.train)) if weighted else 1,
-            rounding=Rounding(encoding.rounding),
+            clip_norm=self.config.encoding.clip_norm,
+            max_weight=None,
+            modulus=modulus,
         )
-        # The bits say how fine the integers are, the protocol in which ring they are summed.
-        return replace(spec, modulus=self.scheme.modulus(self.config.bits))
 
     # -- the record ------------------------------------------------------------------------------
 
@@ -399,30 +433,40 @@ class Engine:
         participants: Mapping[ClientId, Participant],
     ) -> None:
         begin = time.process_time()
-        loss, accuracy = self._evaluate(state.vector)
+        measured = (state.next_round + 1) % self.config.simulation.evaluate_every == 0
+        loss, accuracy = self._evaluate(state.vector) if measured else (None, None)
         seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
-        dropped = self.drops.drops(state.next_round, self._present(outcome))
+        cohort = outcome.cohort or self.cohorts.of(state.next_round)
+        present = [client for client in cohort if client not in outcome.refused]
+        dropped = self.drops.drops(state.next_round, present)
         line = {
             "round": state.next_round,
             "mode": self.spec.mode.value,
             "seed": self.spec.seed,
             "target_epsilon": self.spec.target_epsilon,
             "status": outcome.status.value,
-            "cohort": len(self.clients),
+            "cohort": len(cohort),
             "survivors": len(outcome.survivors),
             "refused": len(outcome.refused),
             "dropped": {phase: len(clients) for phase, clients in dropped.items()},
+            "late": len(self.drops.late(state.next_round, present)),
             "loss": loss,
             "accuracy": accuracy,
-            "epsilon": _largest_epsilon(participants),
+            "epsilon": self._epsilon(participants),
             "bytes_up": sum(outcome.bytes_up.values()),
             "bytes_down": sum(outcome.bytes_down.values()),
-            "bytes_up_per_client": sum(outcome.bytes_up.values()) / len(self.clients),
-            "bytes_down_per_client": sum(outcome.bytes_down.values()) / len(self.clients),
+            "bytes_up_per_client": sum(outcome.bytes_up.values()) / max(1, len(cohort)),
+            "bytes_down_per_client": sum(outcome.bytes_down.values()) / max(1, len(cohort)),
             "update_norm": _norm(outcome.mean_update),
-            "clipped_fraction": None if self.plan else self._clipped_fraction(outcome),
+            "clipped_fraction": (
+                self._clipped_fraction(outcome) if self.spec.mode is Mode.NONE else None
+            ),
             "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
             "fidelity": self.config.aggregation.fidelity.value,
+            "elapsed": round(self._elapsed(), 3),
+            **self._validation_figures(state.vector),
+            **self._client_figures(state),
+            **({} if self.shared is None else self.shared.metrics()),
         }
         path = self.folder / METRICS
         with path.open("a", encoding="utf-8") as file:
@@ -431,14 +475,42 @@ class Engine:
             os.fsync(file.fileno())  # before the checkpoint that says this round is done
         self._on_round(line)
 
+    def _epsilon(self, participants: Mapping[ClientId, Participant]) -> float | None:
+        """What the ledgers charge so far; None without differential privacy."""
+        if self.shared is not None:
+            return self.shared.epsilon()
+        return _largest_epsilon(participants)
+
     def _evaluate(self, vector: NDArray[np.float32]) -> tuple[float | None, float]:
         """Test loss (None if it overflows) and accuracy of a model."""
-        self.model.load(vector)
-        loss, accuracy = evaluate(self.model, self.dataset.test.x, self.dataset.test.y)
+        return self._evaluate_on(vector, self.dataset.test)
+
+    def _evaluate_on(
+        self, vector: NDArray[np.float32], records: Dataset
+    ) -> tuple[float | None, float]:
+        self.model.load(self._model_in(vector))
+        loss, accuracy = evaluate(self.model, records.x, records.y)
         return (loss if math.isfinite(loss) else None), accuracy
 
-    def _present(self, outcome: RoundOutcome) -> Sequence[ClientId]:
-        return [client for client in self.clients if client not in outcome.refused]
+    def _model_in(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The model's part of what clients start from."""
+        return vector[: self.model.dim]
+
+    def _validation_figures(self, vector: NDArray[np.float32]) -> dict[str, Any]:
+        """What the stop rules read, where there are any that read something."""
+        if self.validation is None:
+            return {}
+        loss, accuracy = self._evaluate_on(vector, self.validation)
+        return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+    def _client_figures(self, state: _State) -> dict[str, Any]:
+        """How single clients are served, in the rounds whose record says so."""
+        if self.plain is None:
+            return {}
+        view = ClientView(self.config, self.plain, self.clients)
+        if not view.due(state.next_round):
+            return {}
+        return {"clients": view.measure(self._model_in(state.vector))}
 
     def _clipped_fraction(self, outcome: RoundOutcome) -> float | None:
         """Share of the updates that the encoding's norm bound cut.
@@ -448,10 +520,10 @@ class Engine:
         if not outcome.updates:
             return None
         norms = [float(np.linalg.norm(update.values)) for update in outcome.updates.values()]
-        return sum(norm > self.config.encoding.clip_norm for norm in norms) / len(norms)
+        return sum(norm > self._plain_codec.spec.clip_norm for norm in norms) / len(norms)
 
     def _summary(
-        self, state: _State, participants: Mapping[ClientId, Participant], stopped: str
+        self, state: _State, participants: Mapping[ClientId, Participant], stopped: StopReason
     ) -> dict[str, Any]:
         lines = read_metrics(self.folder)
         loss, accuracy = self._evaluate(state.vector)
@@ -460,30 +532,29 @@ class Engine:
             "mode": self.spec.mode.value,
             "target_epsilon": self.spec.target_epsilon,
             "seed": self.spec.seed,
-            "stopped": stopped,
-            "status": "ok" if stopped == "rounds" else stopped,
+            "stopped": stopped.value,
+            "status": "ok" if self._as_planned(state, stopped) else stopped.value,
             "rounds": state.next_round,
             "rounds_lost": sum(line["status"] != RoundStatus.OK for line in lines),
             "accuracy": accuracy,
             "loss": loss,
-            "epsilon": _largest_epsilon(participants),
+            "epsilon": self._epsilon(participants),
             "dropped": sum(sum(line["dropped"].values()) for line in lines),
             "bytes_up_per_client": sum(line["bytes_up_per_client"] for line in lines),
             "bytes_down_per_client": sum(line["bytes_down_per_client"] for line in lines),
             "seconds": sum(sum(line["seconds"].values()) for line in lines),
             "parameters": self.model.dim,
-            "model_sha256": hashlib.sha256(state.vector.astype("<f4").tobytes()).hexdigest(),
+            "model_sha256": hashlib.sha256(
+                self._model_in(state.vector).astype("<f4").tobytes()
+            ).hexdigest(),
             "partition_digest": self.partition.digest().hex(),
-            "codec": {
-                "bits": self.config.bits,
-                "modulus": self.codec.modulus,
-                "steps_per_clip_norm": self.codec.spec.resolution,
-                "digest": self.codec.spec.digest().hex(),
-            },
+            "codec": self._codec_facts(),
             "fidelity": self.config.aggregation.fidelity.value,
             "protocol": self.transport.protocol,
             **self.scheme.facts(),
         }
+        if self.plain is not None:
+            summary |= self._plain_summary(self.plain, state)
         if self.plan is not None:
             dp = self.config.local_dp
             summary |= {
@@ -504,7 +575,42 @@ class Engine:
                     for client, budget in _budgets(participants)
                 ],
             }
+        if self.shared is not None:
+            summary |= self.shared.summary()
         return summary
+
+    def _plain_summary(self, plain: PlainRun, state: _State) -> dict[str, Any]:
+        """What a run without differential privacy says besides the usual."""
+        summary: dict[str, Any] = {
+            "algorithm": self.config.training.algorithm,
+            # Of how many clients the opened sums determine the update, if updates stay the same.
+            "clients_exposed": self.cohorts.exposed,
+            "clients_exposed_planned": self.cohorts.planned(self.rounds),
+        }
+        if self.config.client_metrics.every is not None:
+            view, model = ClientView(self.config, plain, self.clients), self._model_in(state.vector)
+            summary["clients_served"] = view.measure(model)
+            summary["clients_fine_tuned"] = view.tuned(model)
+        return summary
+
+    def _as_planned(self, state: _State, stopped: StopReason) -> bool:
+        """Whether a run ended as it was meant to: a shared budget is there to be used up."""
+        if self.shared is None:
+            return stopped.succeeded
+        section = self.config.noise_shares(self.spec.mode)
+        used_up = section.stop == "budget" and stopped is StopReason.BUDGET and state.next_round > 0
+        return stopped.succeeded or used_up
+
+    def _codec_facts(self) -> dict[str, Any]:
+        if self.shared is not None:
+            return self.shared.codec_facts()
+        spec = self._plain_codec.spec
+        return {
+            "bits": self.config.bits,
+            "modulus": spec.modulus,
+            "steps_per_clip_norm": spec.resolution,
+            "digest": spec.digest().hex(),
+        }
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -515,14 +621,19 @@ class Engine:
                 "Nothing was changed; its ledgers say what its clients have spent"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        return _State(next_round=0, vector=self.model.vector())
+        return self._first()
+
+    def _first(self) -> _State:
+        model = self.model.vector()
+        start = model if self.plain is None else self.plain.algorithm.begin(model)
+        return _State(next_round=0, vector=start)
 
     def _restore(self) -> _State:
         checkpoint = latest_checkpoint(self.folder / CHECKPOINTS)
         if checkpoint is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             truncate_metrics(self.folder, 0)
-            return _State(next_round=0, vector=self.model.vector())
+            return self._first()
         for what, found, expected in (
             ("configuration", checkpoint.config_digest, self._config_digest()),
             ("run", checkpoint.run, self.spec.name),
@@ -535,13 +646,20 @@ class Engine:
                 )
         arrays = dict(checkpoint.arrays)
         vector = arrays.pop("model")
+        self.cohorts.restore(arrays)
+        if self.plain is not None:
+            self.plain.restore(arrays)
+        if self.shared is not None:
+            self.shared.restore(arrays)
         self.optimiser.load_state_dict(
             {name.removeprefix("optimiser/"): value for name, value in arrays.items()}
         )
         truncate_metrics(self.folder, checkpoint.next_round)
+        lines = read_metrics(self.folder)
         return _State(
             next_round=checkpoint.next_round,
             vector=vector,
+            elapsed=lines[-1]["elapsed"] if lines else 0.0,
             lost_in_a_row=checkpoint.lost_in_a_row,
             ledger_heads=checkpoint.ledger_heads,
         )
@@ -549,7 +667,7 @@ class Engine:
     def _save(self, state: _State, participants: Mapping[ClientId, Participant]) -> None:
         state.ledger_heads = {
             str(client): str(budget.ledger.head) for client, budget in _budgets(participants)
-        }
+        } | ({} if self.shared is None else self.shared.heads())
         optimiser = self.optimiser.state_dict()
         write_checkpoint(
             self.folder / CHECKPOINTS,
@@ -563,6 +681,9 @@ class Engine:
                 arrays={
                     "model": state.vector,
                     **{f"optimiser/{name}": value for name, value in optimiser.items()},
+                    **self.cohorts.state(),
+                    **({} if self.plain is None else self.plain.state()),
+                    **({} if self.shared is None else self.shared.state()),
                 },
             ),
         )
@@ -613,14 +734,82 @@ def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
             return parts
 
 
-def make_optimiser(config: RunConfig, dimension: int) -> ServerOptimiser:
-    """The server's optimiser."""
-    server = config.server
-    if server.optimizer == "adam":
-        return ServerOptimiser.adam(dimension, learning_rate=server.learning_rate)
-    return ServerOptimiser.sgd(
-        dimension, learning_rate=server.learning_rate, momentum=server.momentum
+def make_model(config: RunConfig, spec: RunSpec, train: Dataset) -> FlatModel:
+    """The model that a run starts from."""
+    return FlatModel(
+        models.build(
+            config.model.name,
+            input_shape=train.input_shape,
+            classes=train.classes,
+            seed=spec.seed,
+            activation=config.activation(spec.mode),
+        )
     )
+
+
+def make_plan(
+    config: RunConfig, spec: RunSpec, scheme: Scheme, dimension: int, records: int
+) -> PrivacyPlan | SharedPlan | None:
+    """What the clients of a run agree to; None without differential privacy.
+
+    Raises:
+        accounting.CalibrationError: if no noise attains the target.
+        ConfigurationError: if the protocol cannot carry the noise.
+    """
+    if spec.target_epsilon is None:
+        return None
+    if not spec.mode.shares_noise:
+        return PrivacyPlan.calibrate(config, spec.target_epsilon)
+    return SharedPlan.calibrate(
+        config,
+        spec.mode,
+        spec.target_epsilon,
+        dimension=dimension,
+        records=records,
+        scheme=scheme,
+    )
+
+
+def make_optimiser(config: RunConfig, mode: Mode, dimension: int) -> ServerOptimiser:
+    """The server's optimiser."""
+    server = config.noise_shares(mode) if mode.shares_noise else config.server
+    return averaging_server(server.model_dump(), dimension)
+
+
+def _stop_rules(config: RunConfig) -> StopRules:
+    stop = config.stop
+    return StopRules(
+        target_accuracy=stop.target_accuracy,
+        target_patience=stop.target_patience,
+        plateau_rounds=stop.plateau_rounds,
+        plateau_improvement=stop.plateau_improvement,
+        deadline_seconds=stop.deadline_seconds,
+    )
+
+
+def _with_validation(
+    config: RunConfig, dataset: TrainTest, seed: int
+) -> tuple[TrainTest, Dataset | None]:
+    """The held-out records in two parts where stop rules read one: accuracy is told on the other.
+
+    Without that a run would stop on the records that its accuracy is then reported for.
+    """
+    if not config.stop.watches_progress:
+        return dataset, None
+    rest, validation = stratified_split(
+        dataset.test.y, test_fraction=config.stop.validation_fraction, seed=seed
+    )
+    kept = TrainTest(train=dataset.train, test=dataset.test.subset(rest))
+    return kept, dataset.test.subset(validation)
+
+
+def _with_threshold(
+    transport: ProtocolTransport | EncodedTransport, threshold: int
+) -> ProtocolTransport | EncodedTransport:
+    """The transport for a cohort whose sums need that many; machines know it by themselves."""
+    if isinstance(transport, ProtocolTransport) or transport.threshold == threshold:
+        return transport
+    return replace(transport, threshold=threshold)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

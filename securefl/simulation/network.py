@@ -33,6 +33,7 @@ class Direction(StrEnum):
 
     UP = "up"
     DOWN = "down"
+    ACROSS = "across"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,8 @@ class Envelope:
     """One frame and its journey.
 
     Attributes:
-        phase: the server's phase when the frame was sent.
-        direction: UP to the server, DOWN to a client.
+        phase: the server's phase when the frame was sent; without a server, the driver's.
+        direction: UP to the server, DOWN to a client, ACROSS from one peer to another.
         sender: who really sent it, whatever the header claims.
         recipient: for whom it is.
         frame: its bytes.
@@ -55,8 +56,8 @@ class Envelope:
 
     @property
     def client(self) -> ClientId:
-        """The end that is not the server."""
-        return self.sender if self.direction is Direction.UP else self.recipient
+        """The end that is not the server; between peers, the sender."""
+        return self.recipient if self.direction is Direction.DOWN else self.sender
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class _Waiting:
 
 @dataclass(kw_only=True)
 class InMemoryNetwork:
-    """Carries frames between one server and its clients.
+    """Carries frames between one server and its clients, or between peers.
 
     Args:
         policies: applied in order; each sees what the ones before let through.
@@ -111,9 +112,11 @@ class InMemoryNetwork:
             it off; bytes are counted either way.
 
     Attributes:
-        bytes_up, bytes_down: bytes per client, as sent; lost frames were sent too.
+        bytes_up, bytes_down: bytes per client, as sent; lost frames were sent too. Between peers a
+            frame is the sender's upload and the recipient's download.
         bytes_by_phase: the same per (phase, direction, client).
         transcript: what the server saw, in its order: frames that reached it, frames it sent.
+            Between peers: every frame, as it was sent.
     """
 
     policies: Sequence[Policy] = ()
@@ -131,14 +134,19 @@ class InMemoryNetwork:
 
     def send(self, sender: ClientId, recipient: ClientId, frame: bytes, *, phase: str) -> None:
         """Puts a frame on its way, through all policies."""
-        direction = Direction.UP if recipient == SERVER else Direction.DOWN
+        direction = Direction.DOWN if sender == SERVER else Direction.ACROSS
+        if recipient == SERVER:
+            direction = Direction.UP
         envelope = Envelope(
             phase=phase, direction=direction, sender=sender, recipient=recipient, frame=frame
         )
-        counts = self.bytes_up if direction is Direction.UP else self.bytes_down
-        counts[envelope.client] += len(frame)
-        self.bytes_by_phase[phase, direction, envelope.client] += len(frame)
-        if direction is Direction.DOWN and self.keep_transcript:
+        if direction is not Direction.DOWN:
+            self.bytes_up[sender] += len(frame)
+            self.bytes_by_phase[phase, Direction.UP, sender] += len(frame)
+        if direction is not Direction.UP:
+            self.bytes_down[recipient] += len(frame)
+            self.bytes_by_phase[phase, Direction.DOWN, recipient] += len(frame)
+        if direction is not Direction.UP and self.keep_transcript:
             self.transcript.append(envelope)
         for arriving, late in self._through_policies(envelope):
             self._queues[recipient].append(_Waiting(arriving, late))

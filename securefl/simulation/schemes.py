@@ -14,13 +14,15 @@ from typing import Any, Protocol
 from securefl import pipeline
 from securefl.config import RunConfig
 from securefl.errors import ConfigurationError
-from securefl.pipeline import Machines
+from securefl.pipeline import Machines, Peers
 from securefl.primitives.field import PRIME
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.lightsecagg.params import LightSecAggParams
 from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
 from securefl.protocols.paillier.params import PaillierParams
+from securefl.protocols.peersum.params import PeerSumParams
+from securefl.protocols.peersum.parties import make_peers
 from securefl.protocols.policy import ClientPolicy
 from securefl.protocols.secagg.params import SecAggParams
 from securefl.protocols.secagg.parties import make_parties
@@ -31,6 +33,7 @@ from securefl.simulation.paillier import Trust, paillier_session
 __all__ = [
     "LightSecAggScheme",
     "PaillierScheme",
+    "PeerSumScheme",
     "Scheme",
     "SecAggScheme",
     "scheme_of",
@@ -54,6 +57,10 @@ class Scheme(pipeline.Scheme, Protocol):
     @property
     def clients_open(self) -> bool:
         """Whether clients are needed after their input: too few of them then lose the round."""
+
+    @property
+    def adds_residues(self) -> bool:
+        """Whether sums are taken modulo the ring's modulus, and nobody sees them unreduced."""
 
     def modulus(self, bits: int) -> int:
         """The ring in which integers of ``bits`` bits are summed."""
@@ -97,6 +104,11 @@ class SecAggScheme:
     @property
     def _complete(self) -> bool:
         return self.params.protocol is Wire.SECAGG
+
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
 
     def modulus(self, bits: int) -> int:
         """See :class:`Scheme`."""
@@ -175,6 +187,11 @@ class LightSecAggScheme:
         """See :class:`Scheme`."""
         return True
 
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
+
     def modulus(self, bits: int) -> int:
         """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
         del bits
@@ -216,6 +233,83 @@ class LightSecAggScheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSumScheme:
+    """Peersum: no server; peers share inputs, agree on a list and reveal sums of shares.
+
+    Attributes:
+        params: q, t and the threat model.
+        policy: what every peer demands.
+    """
+
+    params: PeerSumParams
+    policy: ClientPolicy = _ANY_SERVER
+
+    @property
+    def n_min(self) -> int:
+        """See :class:`securefl.pipeline.Scheme`."""
+        return self.params.n_min
+
+    @property
+    def adversary(self) -> Adversary:
+        """See :class:`Scheme`: peers that may do anything, so everybody signs."""
+        return self.params.threat.adversary
+
+    @property
+    def name(self) -> str:
+        """See :class:`Scheme`."""
+        return "peersum"
+
+    @property
+    def clients_open(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
+
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
+
+    def modulus(self, bits: int) -> int:
+        """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
+        del bits
+        return PRIME
+
+    def facts(self) -> dict[str, Any]:
+        """See :func:`secure_sum_facts`."""
+        return _facts(self.params, shares=self.params.t, opened_by="peers")
+
+    def machines(
+        self,
+        *,
+        round_id: RoundId,
+        cohort: Cohort,
+        present: Sequence[ClientId],
+        length: int,
+        modulus: int,
+        context_digest: bytes,
+        identities: Mapping[ClientId, IdentityKey],
+    ) -> Peers:
+        """See :class:`securefl.pipeline.Scheme`."""
+        if modulus != PRIME:
+            raise ConfigurationError(f"peersum sums modulo {PRIME}, the codec modulo {modulus}")
+        config = self.params.config(
+            round_id=round_id,
+            cohort=cohort,
+            m=length,
+            context_digest=context_digest,
+            nonce=SecureRandom().random_bytes(32),
+        )
+        peers = make_peers(
+            config,
+            present,
+            context_digest=context_digest,
+            policy=self.policy,
+            identities=identities,
+        )
+        return Peers(clients=peers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PaillierScheme:
     """Paillier: ciphertexts that the server multiplies and others open, under this process's key.
 
@@ -250,6 +344,11 @@ class PaillierScheme:
     @property
     def clients_open(self) -> bool:
         """See :class:`Scheme`."""
+        return False
+
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`; slots of a ciphertext hold plain numbers."""
         return False
 
     def modulus(self, bits: int) -> int:
@@ -315,6 +414,8 @@ def scheme_of(config: RunConfig) -> Scheme:
             return SecAggScheme(params=params, policy=policy)
         case LightSecAggParams():
             return LightSecAggScheme(params=params, policy=policy)
+        case PeerSumParams():
+            return PeerSumScheme(params=params, policy=policy)
         case PaillierParams():
             return PaillierScheme(
                 trust=Trust(config.aggregation.protocol),
@@ -329,7 +430,8 @@ def secure_sum_facts(config: RunConfig) -> dict[str, Any]:
 
     Keys: ``adversary``; ``threshold``, the fewest clients alive in every phase; ``graph`` and
     ``degree``, who shares masks with whom ("none" and None where nobody does); ``shares``, how many
-    rebuild a secret or open the sum; ``opened_by``, whom that takes besides the server;
+    rebuild a secret or open the sum; ``opened_by``, whom that takes besides the server, or "peers"
+    where there is none;
     ``assumed_corrupt``, A; ``min_honest``, the fewest honest updates in any opened sum;
     ``experimental``, what about it nobody has proved or reviewed, or an empty text.
     """
@@ -337,7 +439,7 @@ def secure_sum_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def _facts(
-    params: SecAggParams | LightSecAggParams | PaillierParams,
+    params: SecAggParams | LightSecAggParams | PaillierParams | PeerSumParams,
     *,
     shares: int,
     graph: str = "none",

@@ -34,7 +34,8 @@ from securefl.protocols.lightsecagg.params import (
 )
 from securefl.protocols.lightsecagg.parties import make_parties as make_coded_parties
 from securefl.protocols.lightsecagg.server import LightSecAggServer
-from securefl.protocols.machine import ClientMachine, ServerMachine
+from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
+from securefl.protocols.peersum import params as peersum
 from securefl.protocols.secagg.choice import least_alive, strongest
 from securefl.protocols.secagg.params import ClientPolicy, SecAggParams
 from securefl.protocols.secagg.parties import make_parties
@@ -49,25 +50,27 @@ from securefl.round import (
     ThreatModel,
 )
 from securefl.simulation.network import Direction
-from securefl.simulation.session import run_session
+from securefl.simulation.peers import fresh_peers, run_peers
+from securefl.simulation.peers import strongest as strongest_peers
+from securefl.simulation.session import SessionResult, run_session
 
 __all__ = ["SecureSum", "TranscriptRecord", "default_threshold", "secure_sum"]
 
 Vector: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 _PAILLIER = ("paillier", "paillier-threshold")
-_PROTOCOLS = ("secagg", "secagg+", "lightsecagg", *_PAILLIER)
+_PROTOCOLS = ("secagg", "secagg+", "lightsecagg", *_PAILLIER, "peersum")
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
 _CONTEXT = bytes(32)  # one process, no model: there is nothing that clients could differ in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptRecord:
-    """One frame that the server sent or received.
+    """One frame that the server sent or received; in peersum, that one peer sent to another.
 
     Attributes:
         phase: lower-case name of the phase.
-        direction: "up" to the server, "down" from it.
+        direction: "up" to the server, "down" from it, "across" between peers.
         sender, recipient: the caller's client id, "server", or with Paillier "witness 1",
             "key holder 1" or "share holder 1" and so on.
         frame: the bytes.
@@ -85,9 +88,10 @@ class SecureSum:
     """The sum and how it came about.
 
     Attributes:
-        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits ("lightsecagg": as it is).
+        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits ("lightsecagg" and
+            "peersum": as it is).
         survivors: the caller's ids whose vectors are in the sum, ascending.
-        transcript: everything the server saw, in its order.
+        transcript: everything the server saw, in its order; in peersum, all frames as sent.
         bytes_up, bytes_down: bytes per client id.
     """
 
@@ -104,7 +108,7 @@ class SecureSum:
 
     @property
     def total_bytes_down(self) -> int:
-        """Bytes that the server sent to all clients."""
+        """Bytes that were sent to all clients."""
         return sum(self.bytes_down.values())
 
 
@@ -125,7 +129,7 @@ def secure_sum(
     processes: int = 1,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
-    """Sums integer vectors so that the server sees masked vectors and the sum only.
+    """Sums integer vectors so that the server (or a peer) sees hidden vectors and the sum only.
 
     Args:
         vectors: by client id (any integers), at least 3; equal lengths, 0 is allowed; lists,
@@ -137,26 +141,29 @@ def secure_sum(
             key holder opens what a witness has checked; one client may collude) or
             "paillier-threshold" (4 of 5 share holders open). With Paillier the server may always
             lie, and this process makes a key of 2048 bits for itself, which takes seconds once.
+            "peersum" has no server: every client shares its vector with every other, at most
+            2 ``threshold`` - n - 1 of them may lie, and ``threshold`` - 1 may pool what they see.
         adversary: "semi-honest": the server follows the protocol and may collude with fewer than
             ``threshold`` - 1 clients. "active": it may also tell each client something else, and
             collude with at most 2 (``threshold`` - 1) - n; one more phase, signed messages.
         drop: phase ("advertise_keys", "share_keys", "masked_input_collection", with an active
             adversary "consistency_check", "unmasking"; in "lightsecagg" "share_masks" for the
             second and "recovery" for the last; with Paillier "check_in",
-            "masked_input_collection") to the clients that vanish before they send that phase's
+            "masked_input_collection"; in peersum "advertise_keys", "share_input", "report",
+            "confirm", "reveal_sum") to the clients that vanish before they send that phase's
             message.
         threshold: fewest clients that must be alive in every phase, 3..n; default ⌊2n/3⌋ + 1 (more
             where an active adversary needs more). In "secagg" the secret sharing threshold is one
             less. In "secagg+" it counts until the vectors are in; after that every client needs
             enough of its neighbours.
         degree: neighbours per client in "secagg+", even; default the smallest that is safe.
-        bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" the bits of an entry,
-            so few that no sum wraps around 2^31 - 1; default the most. With Paillier the sum of
-            all vectors must fit a slot of 62 bits.
+        bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" and "peersum" the bits
+            of an entry, so few that no sum wraps around 2^31 - 1; default the most. With Paillier
+            the sum of all vectors must fit a slot of 62 bits.
         processes: worker processes in which the server expands masks, 1..256; 1 has none, and must
-            be 1 with Paillier, which has no masks. The sum is the same. Pays off for many dropouts
-            and long vectors. Workers import the calling script, which therefore needs an
-            ``if __name__ == "__main__":`` guard.
+            be 1 with Paillier and "peersum", which have no masks. The sum is the same. Pays off for
+            many dropouts and long vectors. Workers import the calling script, which therefore needs
+            an ``if __name__ == "__main__":`` guard.
         experimental_active_graph: must be True for "secagg+" against an active adversary, for which
             there is an argument and no published proof.
 
@@ -200,19 +207,19 @@ def secure_sum(
     cohort = Cohort.of(inside.values())
     # The caller chose the threshold for all clients: none of them has a policy of its own.
     policy = ClientPolicy(gamma=0, experimental_active_graph=experimental_active_graph)
+    session: _Session | _PeerSession
     with _pool(workers) as executor:
         if protocol in _PAILLIER:
             session = _encrypted(protocol, cohort, policy, threshold, degree, workers, m, bits)
+        elif protocol == "peersum":
+            session = _among_peers(cohort, policy, threshold, degree, workers, m)
         else:
             params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
             config = _config(params, cohort, m, bits)
             session = _Session(config, *_machines(config, policy, executor))
         modulus = session.config.modulus
         ring = {u: RingVector(vector.values, modulus) for u, vector in integers.items()}
-        drops = _drops(drop, inside, session.server.phases)
-        result = run_session(
-            session.server, session.clients, ring, parties=session.parties, drops=drops
-        )
+        result = session.run(ring, _drops(drop, inside, session.phases))
 
     def name(u: ClientId) -> int | str:
         if u == SERVER:
@@ -259,6 +266,10 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+_Drops = Mapping[str, Collection[ClientId]]
+_Ring = Mapping[ClientId, RingVector]
+
+
 class _Session(NamedTuple):
     """One session's machines; ``names`` says what the parties without an input are."""
 
@@ -267,6 +278,54 @@ class _Session(NamedTuple):
     clients: Mapping[ClientId, ClientMachine]
     parties: Mapping[ClientId, ClientMachine] = MappingProxyType({})
     names: Mapping[ClientId, str] = MappingProxyType({})
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases, in order."""
+        return self.server.phases
+
+    def run(self, inputs: _Ring, drops: _Drops) -> SessionResult:
+        """The whole session."""
+        return run_session(self.server, self.clients, inputs, parties=self.parties, drops=drops)
+
+
+class _PeerSession(NamedTuple):
+    """One session's machines without a server."""
+
+    config: RoundConfig
+    clients: Mapping[ClientId, PeerMachine]
+    names: Mapping[ClientId, str] = MappingProxyType({})
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases, in order."""
+        return next(iter(self.clients.values())).phases
+
+    def run(self, inputs: _Ring, drops: _Drops) -> SessionResult:
+        """The whole session."""
+        return run_peers(self.clients, inputs, drops=drops)
+
+
+def _among_peers(
+    cohort: Cohort,
+    policy: ClientPolicy,
+    threshold: int | None,
+    degree: int | None,
+    workers: int,
+    m: int,
+) -> _PeerSession:
+    """A session of peersum, in which peers may always lie."""
+    if degree is not None:
+        raise ConfigurationError(
+            f'degree={degree!r} belongs to protocol "secagg+"; "peersum" joins everybody'
+        )
+    if workers != 1:
+        raise ConfigurationError(f'processes must be 1 with "peersum", found {workers}')
+    n = len(cohort)
+    wanted = max(default_threshold(n), peersum.least_quorum(n, 1))
+    alive = _whole("threshold", wanted if threshold is None else threshold, least=3, most=n)
+    params = strongest_peers(n, alive)
+    return _PeerSession(*fresh_peers(params, cohort, m=m, context_digest=_CONTEXT, policy=policy))
 
 
 def _encrypted(
@@ -304,10 +363,10 @@ def _encrypted(
 
 
 def _entry_bits(n: int, protocol: str, bits: int | None) -> int:
-    if protocol != "lightsecagg":
+    if protocol not in ("lightsecagg", "peersum"):
         return _whole("bits", 32 if bits is None else bits, least=1, most=64)
     entry_bits = _whole("bits", most_input_bits(n) if bits is None else bits, least=1, most=64)
-    check_sum_fits(n, entry_bits)
+    (peersum.check_sum_fits if protocol == "peersum" else check_sum_fits)(n, entry_bits)
     return entry_bits
 
 

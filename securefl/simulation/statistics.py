@@ -7,22 +7,31 @@ that stayed, up to rounding.
 
 Without noise nothing here is private: a sum hides the clients behind each other, not a record from
 whoever reads the result, and two queries whose clients differ by one show that one. The number of
-records is opened with every mean.
+records is opened with every mean. With :class:`StatisticPrivacy` every client adds a share of noise
+before its vector is masked, and one record is protected from everybody who sees the result, the
+server and the assumed colluders included (:mod:`securefl.encoding.noisy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from securefl.errors import ConfigurationError
+import accounting
+from securefl.encoding.noisy import RECORDS_MARGIN, Contribution, NoisyCodec, NoisySpec
+from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.modular import RingVector, ring_dtype
 from securefl.protocols.lightsecagg.params import most_input_bits as most_lightsecagg_bits
 from securefl.protocols.paillier.params import most_input_bits as most_paillier_bits
-from securefl.simulation.secure_sum import SecureSum, secure_sum
+from securefl.protocols.secagg.choice import least_alive
+from securefl.round import AggregateSum, ClientId
+from securefl.simulation.secure_sum import SecureSum, default_threshold, secure_sum
 from securefl.training.statistics import (
     Bounds,
     Histogram,
@@ -36,10 +45,12 @@ from securefl.training.statistics import (
 
 __all__ = [
     "SecureStatistic",
+    "StatisticPrivacy",
     "SumSettings",
     "federated_histogram",
     "federated_mean",
     "federated_moments",
+    "private_statistic",
     "secure_statistic",
 ]
 
@@ -48,6 +59,7 @@ T = TypeVar("T")
 Tables = Mapping[int, NDArray[np.floating[Any]]]
 
 _MOST_BITS = 62
+_PRIME_FIELD = ("lightsecagg", "peersum")
 _LEAST_FRACTION = 8
 
 
@@ -66,10 +78,19 @@ class SumSettings:
     drop: Mapping[str, Collection[int]] | None = None
     experimental_active_graph: bool = False
 
+    def fewest(self, clients: int) -> int:
+        """Fewest survivors of an opened sum: the threshold, or the default of ``secure_sum``."""
+        if self.threshold is not None:
+            return self.threshold
+        usual = default_threshold(clients)
+        if self.adversary == "active" and self.protocol == "secagg":
+            return max(usual, least_alive(clients, 1))
+        return usual
+
     def most_bits(self, clients: int) -> int:
         """Bits of the largest integers that this protocol adds up."""
-        if self.protocol == "lightsecagg":
-            return most_lightsecagg_bits(clients)
+        if self.protocol in _PRIME_FIELD:
+            return most_lightsecagg_bits(clients)  # the same field in both
         if self.protocol in ("paillier", "paillier-threshold"):
             return min(_MOST_BITS, most_paillier_bits(clients))
         return _MOST_BITS
@@ -91,6 +112,33 @@ class SumSettings:
 _DEFAULT = SumSettings()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticPrivacy:
+    """Differential privacy for one record in one statistic (zero-out: its vector becomes zero).
+
+    Attributes:
+        epsilon, delta: of this release, against the server and ``colluding`` clients, at the fewest
+            survivors that are accepted. With more of them it costs less.
+        colluding: clients assumed to tell their share of the noise; default one in twenty, at
+            least one.
+        ledger: charged before any record is read, at the worst price; settled at the realised one
+            before the sum is decoded. Its header needs a ``delta_reserve``. Without a ledger the
+            caller keeps the books: the event is in the result.
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    colluding: int | None = None
+    ledger: accounting.Ledger | None = None
+
+    def assumed(self, clients: int) -> int:
+        """A: how many of ``clients`` collude."""
+        return -(-clients // 20) if self.colluding is None else self.colluding
+
+
+ADJACENCY = accounting.Adjacency.ZERO_OUT
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SecureStatistic(Generic[T]):
     """A statistic and how it came about.
@@ -98,13 +146,16 @@ class SecureStatistic(Generic[T]):
     Attributes:
         value: the statistic.
         survivors: the clients whose records are in it, ascending.
-        error: largest error of one of its sums against the pooled records, from rounding.
+        error: largest error of one of its sums against the pooled records, from rounding; with
+            noise the standard deviation.
+        event: what was released: ``NonPrivate`` without noise.
         bytes_up, bytes_down: of the secure sum, all clients together.
     """
 
     value: T
     survivors: tuple[int, ...]
     error: float
+    event: accounting.Event
     bytes_up: int = field(repr=False)
     bytes_down: int = field(repr=False)
 
@@ -145,9 +196,181 @@ def secure_statistic(
         value=query.result(sums, min_count=min_count),
         survivors=opened.survivors,
         error=codec.error(len(opened.survivors)),
+        event=accounting.NonPrivate(),
         bytes_up=opened.total_bytes_up,
         bytes_down=opened.total_bytes_down,
     )
+
+
+def private_statistic(
+    query: Query[T],
+    records: Tables,
+    *,
+    privacy: StatisticPrivacy,
+    max_records: int,
+    min_count: int,
+    settings: SumSettings = _DEFAULT,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> SecureStatistic[T]:
+    """:func:`secure_statistic` with differential privacy for one record: one release.
+
+    The noise is calibrated before anything is read, to the fewest survivors less the colluders.
+    What a thin result says (``TooFewRecords``) is computed from noised numbers.
+
+    Args:
+        query: what to ask.
+        records: by client id, at least 3: what ``query.total`` takes.
+        privacy: the target, the colluders and the ledger.
+        max_records: most records of one client, public; see :func:`secure_statistic`.
+        min_count: fewest records that a result may rest on.
+        settings: protocol, adversary, dropouts.
+        random_bytes: secret source of coins and noise; never a seeded one.
+
+    Raises:
+        accounting.BudgetExceeded: if the ledger does not cover it; nothing was read.
+        accounting.CalibrationError: if no noise meets the target.
+        TooFewRecords, BelowThreshold, ConfigurationError: as :func:`secure_statistic`. An error
+            after the vectors left their clients leaves the reserved price charged.
+    """
+    release = _Release.plan(query, len(records), max_records, privacy, settings)
+    codec, seed = NoisyCodec(release.spec), os.urandom(32)
+    with _Charge(privacy.ledger, release) as charge:
+        vectors = {
+            client: codec.encode(
+                _total(query, table, client, max_records),
+                round_seed=seed,
+                random_bytes=random_bytes,
+            ).values.astype(np.uint64)
+            for client, table in records.items()
+        }
+        charge.sent = True
+        opened = replace(settings, threshold=release.fewest).sum(vectors, bits=release.spec.bits)
+        if len(opened.survivors) < release.fewest:
+            raise BelowThreshold(needed=release.fewest, had=len(opened.survivors), phase="noise")
+        event = charge.settle(opened, settings.protocol)
+    aggregate = AggregateSum(
+        vector=RingVector(
+            opened.sum.astype(ring_dtype(release.spec.modulus)), release.spec.modulus
+        ),
+        survivors=tuple(ClientId(i) for i in range(len(opened.survivors))),
+        min_honest=release.fewest - release.colluding,
+    )
+    sums = codec.decode(aggregate, round_seed=seed, denominator=1.0).mean
+    return SecureStatistic(
+        value=query.result(sums, min_count=min_count),
+        survivors=opened.survivors,
+        error=release.std(len(opened.survivors)),
+        event=event,
+        bytes_up=opened.total_bytes_up,
+        bytes_down=opened.total_bytes_down,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Release:
+    """One private statistic before anything is read: its noise, and what it will cost."""
+
+    spec: NoisySpec
+    clients: int
+    fewest: int
+    colluding: int
+
+    @classmethod
+    def plan(
+        cls,
+        query: Query[T],
+        clients: int,
+        max_records: int,
+        privacy: StatisticPrivacy,
+        settings: SumSettings,
+    ) -> _Release:
+        if settings.protocol in _PRIME_FIELD:
+            raise ConfigurationError(
+                f'statistics with noise are sums modulo 2^b; "{settings.protocol}" sums modulo '
+                '2^31 - 1: take "secagg", "secagg+" or Paillier'
+            )
+        fewest, colluding = settings.fewest(clients), privacy.assumed(clients)
+        if not 0 <= colluding < fewest:
+            raise ConfigurationError(
+                f"expected 0 <= colluding < {fewest} (fewest survivors of {clients} clients), "
+                f"found {colluding}: without an honest share there is no noise"
+            )
+
+        def planned(noise_multiplier: float) -> _Release:
+            spec = NoisySpec.plan(
+                dimension=query.length,
+                # The margin is what the codec needs to tell two float sums apart.
+                clip_norm=query.norm / (1.0 - 2.0 * RECORDS_MARGIN),
+                noise_multiplier=noise_multiplier,
+                honest_shares=fewest - colluding,
+                max_clients=clients,
+                contribution=Contribution.RECORDS,
+                units=float(clients * max_records),
+            )
+            return cls(spec=spec, clients=clients, fewest=fewest, colluding=colluding)
+
+        found = accounting.calibrate(
+            lambda z: planned(z).event(fewest),
+            privacy.epsilon,
+            privacy.delta,
+            adjacency=ADJACENCY,
+        )
+        release = planned(found.value)
+        most = settings.most_bits(clients)
+        if release.spec.bits > most:
+            raise ConfigurationError(
+                f"this statistic needs sums of {release.spec.bits} bits, "
+                f'"{settings.protocol}" carries {most} with {clients} clients; lower max_records'
+            )
+        return release
+
+    def event(self, survivors: int) -> accounting.Event:
+        """The release with these survivors, of whom ``colluding`` tell their noise."""
+        slack = accounting.ApproxDP(epsilon=0.0, delta=self.spec.delta_slack, adjacency=ADJACENCY)
+        return accounting.Compose(events=(self.spec.event(survivors, self.colluding), slack))
+
+    def std(self, survivors: int) -> float:
+        """Standard deviation of one sum: the shares' noise, and a rounding's of each client."""
+        step = self.spec.clip_norm / self.spec.resolution
+        return float(step * np.sqrt(survivors * (self.spec.share_std**2 + 0.25)))
+
+
+class _Charge:
+    """A ledger's entry for one release: reserved on entering, settled or left charged."""
+
+    def __init__(self, ledger: accounting.Ledger | None, release: _Release) -> None:
+        self._ledger, self._release = ledger, release
+        self._ticket: accounting.Ticket | None = None
+        self.sent = False
+
+    def __enter__(self) -> Self:
+        if self._ledger is not None:
+            event = self._release.event(self._release.fewest)
+            key = f"statistic {os.urandom(16).hex()}"
+            self._ticket = self._ledger.reserve(event, round=0, key=key)
+        return self
+
+    def settle(self, opened: SecureSum, protocol: str) -> accounting.Event:
+        """Charges what the survivors make of it; only now may the sum be decoded."""
+        event = self._release.event(len(opened.survivors))
+        if self._ledger is not None and self._ticket is not None:
+            digest = hashlib.sha256(b"".join(record.frame for record in opened.transcript))
+            evidence = accounting.Evidence(
+                planned=self._release.clients,
+                survivors=len(opened.survivors),
+                colluding_assumed=self._release.colluding,
+                protocol=protocol,
+                transcript=digest.hexdigest(),
+                modulus=self._release.spec.modulus,
+            )
+            self._ledger.settle(self._ticket, event, evidence)
+            self._ticket = None
+        return event
+
+    def __exit__(self, *error: object) -> None:
+        if self._ledger is not None and self._ticket is not None:
+            # Vectors that left their clients stay charged, opened or not.
+            self._ledger.abort(self._ticket, opened=self.sent)
 
 
 def federated_mean(
@@ -156,6 +379,7 @@ def federated_mean(
     bounds: Bounds,
     max_records: int,
     min_count: int = 1,
+    privacy: StatisticPrivacy | None = None,
     settings: SumSettings = _DEFAULT,
 ) -> SecureStatistic[Means]:
     """The mean of every feature: tables float[n_k, F] by client, NaN where a cell is missing.
@@ -165,10 +389,7 @@ def federated_mean(
     >>> found.value.count.tolist(), found.value.mean.round(6).tolist()
     ([4.0], [1.5])
     """
-    query = MeanQuery(bounds=bounds)
-    return secure_statistic(
-        query, tables, max_records=max_records, min_count=min_count, settings=settings
-    )
+    return _asked(MeanQuery(bounds=bounds), tables, max_records, min_count, privacy, settings)
 
 
 def federated_moments(
@@ -177,16 +398,14 @@ def federated_moments(
     bounds: Bounds,
     max_records: int,
     min_count: int = 2,
+    privacy: StatisticPrivacy | None = None,
     settings: SumSettings = _DEFAULT,
 ) -> SecureStatistic[Moments]:
     """Mean and variance of every feature, which is all that standardisation needs.
 
     As :func:`federated_mean`; ``value.standardise(table)`` applies the result.
     """
-    query = MomentsQuery(bounds=bounds)
-    return secure_statistic(
-        query, tables, max_records=max_records, min_count=min_count, settings=settings
-    )
+    return _asked(MomentsQuery(bounds=bounds), tables, max_records, min_count, privacy, settings)
 
 
 def federated_histogram(
@@ -195,6 +414,7 @@ def federated_histogram(
     query: HistogramQuery,
     max_records: int,
     min_count: int = 1,
+    privacy: StatisticPrivacy | None = None,
     settings: SumSettings = _DEFAULT,
 ) -> SecureStatistic[Histogram]:
     """Counts in public bins: values float[n_k] by client, NaN where a value is missing.
@@ -204,9 +424,25 @@ def federated_histogram(
     >>> found.value.counts.tolist()
     [3.0, 1.0, 0.0, 4.0]
     """
-    return secure_statistic(
-        query, values, max_records=max_records, min_count=min_count, settings=settings
-    )
+    return _asked(query, values, max_records, min_count, privacy, settings)
+
+
+def _asked(
+    query: Query[T],
+    records: Tables,
+    max_records: int,
+    min_count: int,
+    privacy: StatisticPrivacy | None,
+    settings: SumSettings,
+) -> SecureStatistic[T]:
+    common: dict[str, Any] = {
+        "max_records": max_records,
+        "min_count": min_count,
+        "settings": settings,
+    }
+    if privacy is None:
+        return secure_statistic(query, records, **common)
+    return private_statistic(query, records, privacy=privacy, **common)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,12 +25,13 @@ from securefl.simulation.engine import (
     SUMMARY,
     Engine,
     OnRound,
-    PrivacyPlan,
     RunResult,
+    make_model,
+    make_plan,
 )
-from securefl.simulation.schemes import secure_sum_facts
+from securefl.simulation.schemes import scheme_of, secure_sum_facts
 from securefl.storage import lock_folder, write_durably
-from securefl.training.data import TrainTest, load
+from securefl.training.data import Dataset, TrainTest, load
 from securefl.training.leaf import load_leaf
 from securefl.training.scattering import Progress, prepared
 
@@ -70,10 +71,8 @@ def run_sweep(
         DataNotFound: if the data set is not there.
     """
     dataset_of = _loader(config, data_dir, on_features)
-    dataset_of(config.sweep.seeds[0])  # before anything is written: it may be missing
-    for spec in config.runs():  # an impossible target is found before anything is written
-        if spec.target_epsilon is not None:
-            PrivacyPlan.calibrate(config, spec.target_epsilon)
+    train = dataset_of(config.sweep.seeds[0]).train  # before anything is written: may be missing
+    _check_targets(config, train)  # an impossible target, too
     with _claimed(config, out, resume=resume):
         return _carry_out(
             config,
@@ -83,6 +82,16 @@ def run_sweep(
             on_round=on_round,
             should_stop=should_stop,
         )
+
+
+def _check_targets(config: RunConfig, train: Dataset) -> None:
+    first = {(spec.mode, spec.target_epsilon): spec for spec in reversed(config.runs())}
+    dimensions: dict[Mode, int] = {}
+    for spec in first.values():
+        if spec.mode.shares_noise and spec.mode not in dimensions:
+            dimensions[spec.mode] = make_model(config, spec, train).dim
+        scheme = scheme_of(config.summed(spec.mode))
+        make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), len(train))
 
 
 def _carry_out(
@@ -230,8 +239,8 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
         "train_size": len(dataset.train),
         "test_size": len(dataset.test),
         "clients": config.partition.clients,
-        "rounds": config.training.rounds,
-        "delta": config.local_dp.delta,
+        "rounds": config.rounds(config.sweep.modes[0]),
+        "delta": config.delta,
         "rows": [
             _row(mode, epsilon, [r.summary for r in results if _key(r.spec) == (mode, epsilon)])
             for mode, epsilon in dict.fromkeys(_key(result.spec) for result in results)
@@ -246,6 +255,10 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
             }
             for result in results
         ],
+        # The most clients of one run without DP whose update several sums determine.
+        "clients_exposed": max(
+            (result.summary.get("clients_exposed", 0) for result in results), default=0
+        ),
         "model": config.model.name,
         "fidelity": config.aggregation.fidelity.value,
         "protocol": config.aggregation.protocol,
@@ -269,9 +282,22 @@ def _row(mode: Mode, epsilon: float | None, runs: Sequence[Mapping[str, Any]]) -
         "accuracy": math.fsum(accuracies) / len(accuracies),
         "accuracy_min": min(accuracies),
         "seeds": [run["seed"] for run in runs],
+        "rounds": max(run["rounds"] for run in runs),
         "dropped": sum(run["dropped"] for run in runs),
         "bytes_up_per_client": math.fsum(run["bytes_up_per_client"] for run in runs) / len(runs),
         "seconds": math.fsum(run["seconds"] for run in runs),
+        **_largest_views(runs),
+    }
+
+
+def _largest_views(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Epsilon by onlooker, the largest of the runs; nothing where no noise is shared."""
+    views = [run["epsilon_by_view"] for run in runs if "epsilon_by_view" in run]
+    if not views:
+        return {}
+    return {
+        "epsilon_by_view": {name: max(one[name] for one in views) for name in views[0]},
+        "colluding": runs[0]["colluding"],
     }
 
 

@@ -9,7 +9,8 @@ one ran stands in every record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,20 +18,23 @@ from numpy.typing import NDArray
 
 from securefl.encoding.codec import sum_encoded
 from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.modular import RingVector
 from securefl.pipeline import (
     InputOf,
     Machines,
     Participant,
+    Peers,
     RoundOutcome,
     RoundStatus,
     Stopwatch,
     TransportReport,
 )
-from securefl.protocols.machine import ServerMachine
+from securefl.protocols.machine import Event, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.network import InMemoryNetwork
+from securefl.simulation.peers import run_peers
 from securefl.simulation.session import INPUT_PHASE, SessionRecord, run_session
-from securefl.training.apply import ServerOptimiser
+from securefl.training.apply import ServerStep
 from securefl.training.local import ModelUpdate
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "ProtocolTransport",
     "float_round",
     "phases_of",
+    "phases_of_peers",
 ]
 
 PHASES = ("advertise_keys", "share_keys", INPUT_PHASE, "unmasking")
@@ -56,10 +61,15 @@ class DropPlan:
     Attributes:
         seed: of the schedule; public, nothing private depends on it.
         per_round: how many clients vanish in each round.
+        delays: mean delay of each client's input in simulated seconds, by id; empty for none. A
+            round's delay is drawn from the exponential distribution.
+        deadline: simulated seconds after which an input is late, and its client a dropped one.
     """
 
     seed: int
     per_round: int
+    delays: tuple[float, ...] = ()
+    deadline: float = math.inf
 
     def drops(self, round_index: int, present: Sequence[ClientId]) -> Drops:
         """The clients of ``present`` that vanish in this round, by phase."""
@@ -71,7 +81,20 @@ class DropPlan:
         for index, phase in zip(chosen, phases, strict=True):
             name = PHASES[phase]
             drops[name] = (*drops.get(name, ()), present[index])
+        gone = {client for clients in drops.values() for client in clients}
+        late = tuple(c for c in self.late(round_index, present) if c not in gone)
+        if late:
+            drops[INPUT_PHASE] = (*drops.get(INPUT_PHASE, ()), *late)
         return drops
+
+    def late(self, round_index: int, present: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        """The clients of ``present`` whose input would come after the deadline."""
+        if not self.delays:
+            return ()
+        # One draw per client there is, so that nobody's delay depends on who else is present.
+        generator = np.random.default_rng((self.seed, round_index, 0x51041))
+        delays = generator.exponential(self.delays)
+        return tuple(client for client in present if delays[client] > self.deadline)
 
     def senders(self, round_index: int, present: Sequence[ClientId]) -> tuple[ClientId, ...]:
         """Who stays until its input is sent: everybody but those that vanish earlier."""
@@ -89,6 +112,12 @@ class DropPlan:
         return counts
 
 
+def phases_of_peers(peer: PeerMachine) -> Mapping[str, str]:
+    """The same without a server: the inputs go out in the second phase, as shares."""
+    first, shares, *_, last = peer.phases
+    return dict(zip(PHASES, (first, shares, shares, last), strict=True))
+
+
 def phases_of(server: ServerMachine) -> Mapping[str, str]:
     """The phase of this session in which each moment of :data:`PHASES` falls.
 
@@ -99,6 +128,18 @@ def phases_of(server: ServerMachine) -> Mapping[str, str]:
     phases = server.phases
     before = phases[phases.index(INPUT_PHASE) - 1]
     return dict(zip(PHASES, (phases[0], before, INPUT_PHASE, phases[-1]), strict=True))
+
+
+def _before_opening(
+    server: ServerMachine, may_open: Callable[[int], None]
+) -> Callable[[str, Sequence[Event]], None]:
+    """Asks once the survivors are fixed: the server's next frames are sent, but nobody has them."""
+
+    def after(phase: str, _events: Sequence[Event]) -> None:
+        if phase == INPUT_PHASE:
+            may_open(len(server.survivors.U3 or ()))
+
+    return after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,29 +157,46 @@ class ProtocolTransport:
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
+        may_open: Callable[[int], None] = lambda survivors: None,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`."""
-        phases = phases_of(machines.server)
+        phases = (
+            phases_of_peers(next(iter(machines.clients.values())))
+            if isinstance(machines, Peers)
+            else phases_of(machines.server)
+        )
         drops: dict[str, tuple[ClientId, ...]] = {}
         for moment, gone in self.plan.drops(round_index, tuple(machines.clients)).items():
             drops[phases[moment]] = (*drops.get(phases[moment], ()), *gone)
         record = SessionRecord()
         # A transcript would hold every hidden vector of the cohort, and nobody reads it here.
         network = InMemoryNetwork(keep_transcript=False)
+
         try:
-            aggregate = run_session(
-                machines.server,
-                machines.clients,
-                input_of,
-                parties=machines.parties,
-                network=network,
-                drops=drops,
-                record=record,
-            ).aggregate
+            if isinstance(machines, Peers):
+                aggregate = run_peers(
+                    machines.clients,
+                    input_of,
+                    network=network,
+                    drops=drops,
+                    may_open=may_open,
+                    record=record,
+                ).aggregate
+            else:
+                aggregate = run_session(
+                    machines.server,
+                    machines.clients,
+                    input_of,
+                    parties=machines.parties,
+                    network=network,
+                    drops=drops,
+                    on_phase=_before_opening(machines.server, may_open),
+                    record=record,
+                ).aggregate
         except BelowThreshold:
             aggregate = None
         # What witnesses and holders of keys send is not a client's cost.
@@ -158,19 +216,23 @@ class EncodedTransport:
         plan: who vanishes when.
         threshold: fewest clients alive in every phase, as in the protocol.
         clients_open: whether the protocol needs that many clients after the inputs too.
+        finish: what becomes of a sum before it counts as opened, from the sum, the number of its
+            survivors and the round; where one draw of noise takes the place of all shares, adds it.
     """
 
     plan: DropPlan
     threshold: int
     clients_open: bool = True
+    finish: Callable[[RingVector, int, int], RingVector] = lambda total, _survivors, _round: total
     protocol: str = "none (encoded integers summed in clear)"
 
     def carry(
         self,
-        machines: Machines,
+        machines: Machines | Peers,
         input_of: InputOf,
         *,
         round_index: int,
+        may_open: Callable[[int], None] = lambda survivors: None,
     ) -> TransportReport:
         """See :class:`securefl.pipeline.Transport`; the machines only say who takes part."""
         present = tuple(machines.clients)
@@ -181,7 +243,11 @@ class EncodedTransport:
         vectors = {client: input_of(client) for client in senders}
         if any(alive[phase] < self.threshold for phase in PHASES[2 : 3 + self.clients_open]):
             return _nothing(frozenset(senders))
-        total = sum_encoded(list(vectors.values()))
+        try:
+            may_open(len(senders))
+        except BelowThreshold:
+            return _nothing(frozenset(senders))
+        total = self.finish(sum_encoded(list(vectors.values())), len(senders), round_index)
         return TransportReport(
             aggregate=AggregateSum(
                 vector=total,
@@ -204,7 +270,7 @@ def float_round(
     plan: DropPlan,
     threshold: int,
     weighted: bool,
-    optimiser: ServerOptimiser,
+    optimiser: ServerStep,
 ) -> RoundOutcome:
     """A round without encoding and without any protocol: the baseline for what encoding costs.
 
@@ -231,7 +297,7 @@ def float_round(
         values = np.stack([update.values.astype(np.float64) for update in updates.values()])
         weights = [update.weight if weighted else 1 for update in updates.values()]
         mean = np.average(values, axis=0, weights=weights)
-        new_vector = optimiser.apply(vector, mean)
+        new_vector = optimiser.apply(vector, mean, survivors=len(updates))
     return RoundOutcome(
         status=RoundStatus.OK,
         vector=new_vector,

@@ -175,17 +175,18 @@ class ClippedSum:
         tensor_x, tensor_y = as_tensors(x, y)
         index = None if select is None else torch.from_numpy(np.asarray(select, dtype=np.int64))
         count = len(y) if index is None else len(index)
-        total = torch.zeros(self.model.dim, dtype=torch.float64)
+        total = torch.zeros(self.model.dim, dtype=torch.float64, device=self.model.device)
         loss = 0.0
         size = _ROWS if self.backend is BackEnd.CLOSED_FORM else self.chunk
         with _session(self.model, self.backend) as kernel:
             for first in range(0, count, size):
                 part: Any = slice(first, first + size)
                 part = part if index is None else index[part]
-                added, lost = kernel(tensor_x[part], tensor_y[part], self.limit)
+                records, labels = (t[part].to(total.device) for t in (tensor_x, tensor_y))
+                added, lost = kernel(records, labels, self.limit)
                 total += added
                 loss += lost
-        return ClippedGradients(total=total.numpy(), count=count, loss=loss)
+        return ClippedGradients(total=total.cpu().numpy(), count=count, loss=loss)
 
     @property
     def limit(self) -> float:
@@ -270,7 +271,7 @@ def _closed_form(model: FlatModel, x: Tensor, y: Tensor, limit: float) -> tuple[
     residual = torch.softmax(logits, dim=1)
     # Not cross_entropy: it would form the logarithms again.
     losses = -residual.gather(1, y[:, None]).clamp_min(torch.finfo(torch.float64).tiny).log()
-    residual[torch.arange(len(y)), y] -= 1.0
+    residual[torch.arange(len(y), device=y.device), y] -= 1.0
     norms = squares.sqrt() * residual.norm(dim=1)
     # Beyond float32 the other back ends see infinity; the rule is one for all.
     fits = norms.float().isfinite() & logits.float().isfinite().all(dim=1)
@@ -318,7 +319,7 @@ def _ghost(
     losses = functional.cross_entropy(wrapped(x), y, reduction="none")
     loss_sum = float(losses.detach().sum())
     losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]  # as above
-    squares = torch.zeros(len(y), dtype=torch.float64)
+    squares = torch.zeros(len(y), dtype=torch.float64, device=y.device)
     for p in model.parameters:
         norms = getattr(p, "_norm_sample", None)  # a parameter that no layer used has none
         if norms is not None:
@@ -332,7 +333,7 @@ def _ghost(
         )
     # Overflow of one record would turn the weighted sum into NaN, and an underflow would hide a
     # norm: those go one by one, and the pass is repeated for the rest.
-    total = torch.zeros(model.dim, dtype=torch.float64)
+    total = torch.zeros(model.dim, dtype=torch.float64, device=y.device)
     wrapped.disable_hooks()
     if bool(plain.any()):
         rest = functional.cross_entropy(wrapped(x[plain]), y[plain], reduction="none")
@@ -568,7 +569,8 @@ def _probe(model: FlatModel, shape: tuple[int, ...]) -> Iterator[_Probe]:
     saved = model.flat.clone()
     dropouts = [m for m in model.module.modules() if isinstance(m, _DropoutNd)]
     rates = [m.p for m in dropouts]
-    model.flat.add_(0.05 * torch.cos(1.7 * torch.arange(model.dim, dtype=torch.float32)))
+    angles = torch.arange(model.dim, dtype=torch.float32, device=model.device)
+    model.flat.add_(0.05 * torch.cos(1.7 * angles))
     for m in dropouts:
         m.p = 0.0
     try:
@@ -582,7 +584,7 @@ def _probe(model: FlatModel, shape: tuple[int, ...]) -> Iterator[_Probe]:
 def _made_probe(model: FlatModel, shape: tuple[int, ...]) -> _Probe:
     angles = 0.7 * torch.arange(3 * math.prod(shape), dtype=torch.float32) + 0.3
     scales = torch.tensor([0.5, 1.0, 2.0]).view(3, *[1] * len(shape))
-    x = scales * torch.cos(angles).view(3, *shape)
+    x = (scales * torch.cos(angles).view(3, *shape)).to(model.device)
     try:
         together = model.module(x)
         alone = [model.module(x[i : i + 1]) for i in range(3)]
@@ -597,7 +599,7 @@ def _made_probe(model: FlatModel, shape: tuple[int, ...]) -> _Probe:
             f"change with the other records of the batch, by up to {off:.3g} on probes; use no "
             "layer that mixes records"
         )
-    y = torch.arange(3) % together.shape[1]
+    y = torch.arange(3, device=x.device) % together.shape[1]
     gradients = torch.stack(
         [_gradient(model, functional.cross_entropy(alone[i], y[i : i + 1])) for i in range(3)]
     )

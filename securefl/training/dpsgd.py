@@ -61,7 +61,14 @@ if TYPE_CHECKING:
         VerifiedLedger,
     )
 
-__all__ = ["CLIP_SLACK", "DPSGD", "BackEnd", "ClientBudget", "clipped_gradient_sum"]
+__all__ = [
+    "CLIP_SLACK",
+    "DPSGD",
+    "BackEnd",
+    "ClientBudget",
+    "clipped_gradient_sum",
+    "open_ledger",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -158,7 +165,8 @@ class DPSGD:
             # An empty batch is a step like any other: noise on a sum of nothing.
             sums = self._clipped.of(self.x, self.y, batch)
             velocity = self.momentum * velocity + self._noised_mean(sums.total)
-            self.model.flat.sub_(torch.from_numpy(self.learning_rate * velocity).float())
+            step = torch.from_numpy(self.learning_rate * velocity).float()
+            self.model.flat.sub_(step.to(self.model.device))
             loss_sum += sums.loss
             seen += sums.count
             taken += 1
@@ -179,6 +187,44 @@ class DPSGD:
         noise = standard_normal(len(total), self.random_bytes)
         scale = self.noise_multiplier * self.clip_norm * self._clipped.inflation(len(self.y))
         return (total + scale * noise) / (self.sample_rate * len(self.y))
+
+
+def open_ledger(
+    path: str | Path, *, header: LedgerHeader, expect_head: Head | None = None
+) -> Ledger:
+    """The ledger at ``path``: created once, then only ever opened; open reservations are settled.
+
+    Args:
+        path: the file, for the life of the data it counts for.
+        header: the declaration; what is on file must say the same.
+        expect_head: a head that was kept.
+
+    Raises:
+        ConfigurationError: if the file holds another declaration.
+        accounting.LedgerRolledBack: if a head was kept and the ledger is gone or lacks it.
+        accounting.BrokenChain: if the ledger contradicts itself.
+    """
+    path = Path(path)
+    if not path.exists():
+        if expect_head is not None:
+            raise LedgerRolledBack(
+                f"{path} is gone, but it was at {expect_head}: restore the ledger; what it "
+                "recorded was spent"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Ledger.create(path, header)
+    ledger = Ledger.open(path, expect_head=expect_head)
+    try:
+        if ledger.header != header:
+            raise ConfigurationError(
+                f"{path} is the ledger of another plan or client ({ledger.header}); "
+                f"this run needs {header}"
+            )
+        ledger.recover()
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
 
 
 class ClientBudget:
@@ -228,26 +274,7 @@ class ClientBudget:
             accounting.LedgerRolledBack: if a head was kept and the ledger is gone or lacks it.
             accounting.BrokenChain: if the ledger contradicts itself.
         """
-        path = Path(path)
-        if not path.exists():
-            if expect_head is not None:
-                raise LedgerRolledBack(
-                    f"{path} is gone, but it was at {expect_head}: restore the ledger; what it "
-                    "recorded was spent"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return cls(ledger=Ledger.create(path, header), client=client, event=event)
-        ledger = Ledger.open(path, expect_head=expect_head)
-        try:
-            if ledger.header != header:
-                raise ConfigurationError(
-                    f"{path} is the ledger of another plan or client ({ledger.header}); "
-                    f"this run needs {header}"
-                )
-            ledger.recover()
-        except BaseException:
-            ledger.close()
-            raise
+        ledger = open_ledger(path, header=header, expect_head=expect_head)
         return cls(ledger=ledger, client=client, event=event)
 
     def close(self) -> None:

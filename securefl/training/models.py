@@ -2,19 +2,11 @@
 
 ``cnn26k`` is the convolutional network that Papernot et al. (2021, *Tempered sigmoid activations
 for deep learning with differential privacy*) and Opacus' MNIST example use; with differential
-<<<<<<< HEAD
 privacy take ``activation="tanh"``, whose bounded outputs keep gradients small. ``cnn1m6`` is the
 network of McMahan et al. (2017, section 3). ``scattering_linear`` is a linear layer on the fixed
 features of ``scattering`` (Tramèr and Boneh 2021), which are computed beforehand. No model keeps
 running statistics or mixes records, so each works with per-record clipping. The initial model is
 public. This module knows no data and no training.
-=======
-privacy take ``activation="tanh"``, whose bounded outputs keep gradients small. ``cnn1m6`` is that
-of McMahan et al. (2017, section 3). ``scattering_linear`` is a linear layer on the fixed features
-of ``scattering`` (Tramèr and Boneh 2021), which are computed beforehand. No model keeps running
-statistics or mixes records, so each works with per-record clipping. The initial model is public.
-This module knows no data and no training.
->>>>>>> main
 """
 
 from __future__ import annotations

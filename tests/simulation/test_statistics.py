@@ -5,15 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import accounting
 from securefl.errors import BelowThreshold, ConfigurationError
 from securefl.simulation.statistics import (
+    StatisticPrivacy,
     SumSettings,
     federated_histogram,
     federated_mean,
     federated_moments,
 )
 from securefl.training.data import load
-from securefl.training.statistics import Bounds, HistogramQuery, TooFewRecords
+from securefl.training.statistics import Bounds, HistogramQuery, MomentsQuery, TooFewRecords
 
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([2.0, 50.0])
 BOUNDS = Bounds.of(LOW, HIGH)
@@ -84,6 +86,15 @@ def test_the_hospitals_standardise_as_if_their_records_were_pooled():
     assert together.std(axis=0) == pytest.approx([1, 1], abs=1e-5)
 
 
+def test_peers_without_a_server_find_the_same_mean():
+    data = tables(0, 5)
+    found = federated_mean(
+        data, bounds=BOUNDS, max_records=30, settings=SumSettings(protocol="peersum")
+    )
+    pooled = np.clip(np.concatenate(list(data.values())), LOW, HIGH)
+    assert found.value.mean == pytest.approx(np.nanmean(pooled, axis=0), abs=1e-3)
+
+
 def test_a_histogram_counts_the_survivors():
     rng = np.random.default_rng(3)
     data = {c: rng.normal(0, 1, 20) for c in range(6)}
@@ -138,3 +149,135 @@ def test_numbers_that_do_not_fit_the_protocol_are_refused():
         )
     with pytest.raises(ConfigurationError, match="max_records"):
         federated_mean(data, bounds=BOUNDS, max_records=0)
+
+
+# ---------------------------------------------------------------- with differential privacy
+
+
+def private(data, privacy, **settings):
+    return federated_moments(
+        data,
+        bounds=BOUNDS,
+        max_records=30,
+        privacy=privacy,
+        settings=SumSettings(**settings),
+    )
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_private_release_costs_its_target_at_the_fewest_survivors_and_less_with_more(gone):
+    data = tables(1, 6)
+    dropped = list(data)[:gone]
+    found = private(
+        data,
+        StatisticPrivacy(epsilon=2.0, delta=1e-6),
+        threshold=5,
+        drop={"masked_input_collection": dropped},
+    )
+    assert len(found.survivors) == 6 - gone
+    spent = accounting.epsilon(found.event, delta=1e-6, adjacency="zero-out")
+    assert spent.value <= 2.0
+    if gone:
+        assert spent.value > 1.99  # at the fewest survivors: what was calibrated
+    else:
+        assert spent.value < 1.9
+
+
+def test_colluders_noise_does_not_count():
+    """Of 5 survivors 2 tell their shares: the other 3 must bring all of the noise by themselves."""
+    data = tables(1, 5)
+    stds = [
+        private(data, StatisticPrivacy(epsilon=2.0, colluding=colluding), threshold=5).error
+        for colluding in (0, 2)
+    ]
+    assert stds[1] / stds[0] == pytest.approx(np.sqrt(5 / 3), rel=0.02)
+
+
+def test_private_sums_are_the_pooled_sums_plus_noise_of_the_stated_deviation():
+    """40 releases of 6 sums: the mean square is within 5 sigma; a false alarm in 10^6 runs."""
+    data = tables(2, 4)
+    exact = sum(MomentsQuery(bounds=BOUNDS).total(t) for t in data.values())
+    noise = []
+    for _ in range(40):
+        found = federated_mean(
+            data, bounds=BOUNDS, max_records=30, privacy=StatisticPrivacy(epsilon=20.0)
+        )
+        u = (2 * found.value.mean - LOW - HIGH) / (HIGH - LOW)
+        noise.append(np.concatenate([found.value.count, u * found.value.count]) - exact[:4])
+        std = found.error
+    squares = (np.array(noise) / std) ** 2
+    assert squares.mean() == pytest.approx(1.0, abs=5 * np.sqrt(2 / squares.size))
+    assert std < 2.0  # the noise leaves an answer
+
+
+def ledger_at(path, epsilon):
+    header = accounting.LedgerHeader(
+        population="test",
+        unit="record",
+        adjacency="zero-out",
+        epsilon=epsilon,
+        delta=1e-5,
+        delta_reserve=1e-9,
+        order=8.0,
+        plan="0" * 64,
+    )
+    return accounting.Ledger.create(path, header)
+
+
+def test_the_ledger_pays_before_anything_is_read_and_settles_what_came_about(tmp_path):
+    data = tables(3, 6)
+    with ledger_at(tmp_path / "l.sqlite", 5.0) as ledger:
+        privacy = StatisticPrivacy(epsilon=2.0, ledger=ledger)
+        found = private(data, privacy)
+        states = [entry.kind for entry in ledger.entries()]
+        assert states[-2:] == ["reserve", "settle"]
+        assert ledger.reserved == 0
+        assert ledger.spent > 0
+        realised = accounting.epsilon(found.event, delta=1e-5, adjacency="zero-out").value
+        assert realised <= ledger.epsilon().value < 3.0
+        while True:
+            try:
+                private(data, privacy)
+            except accounting.BudgetExceeded:
+                break
+        # The next one is refused before a record is read: reading these would be an error.
+        with pytest.raises(accounting.BudgetExceeded):
+            private(dict.fromkeys(range(6), "unreadable"), privacy)
+
+
+def test_what_left_stays_charged_and_what_did_not_returns(tmp_path):
+    data = tables(4, 6)
+    with ledger_at(tmp_path / "l.sqlite", 9.0) as ledger:
+        privacy = StatisticPrivacy(epsilon=1.0, ledger=ledger)
+        with pytest.raises(ConfigurationError, match="client 12"):
+            private(data | {12: np.zeros((99, 2))}, privacy)
+        assert ledger.spent == ledger.reserved == 0
+        with pytest.raises(BelowThreshold):
+            private(data, privacy, drop={"unmasking": [10, 11, 12, 13]})
+        assert ledger.spent > 0
+
+
+@pytest.mark.parametrize("protocol", ["secagg+", "paillier"])
+def test_private_statistics_work_in_every_power_of_two_ring(protocol):
+    data = tables(5, 8)
+    found = private(data, StatisticPrivacy(epsilon=8.0), protocol=protocol, degree=None)
+    pooled = np.clip(np.concatenate(list(data.values())), LOW, HIGH)
+    assert found.value.mean == pytest.approx(np.nanmean(pooled, axis=0), abs=0.2 * 50)
+    assert found.event != accounting.NonPrivate()
+
+
+def test_private_statistics_refuse_what_they_cannot_promise():
+    data = tables(6, 4)
+    for privacy, how, message in (
+        (StatisticPrivacy(epsilon=1.0), {"protocol": "lightsecagg"}, "modulo"),
+        (StatisticPrivacy(epsilon=1.0), {"protocol": "peersum"}, "modulo"),
+        (StatisticPrivacy(epsilon=1.0, colluding=3), {}, "colluding < 3"),
+        (StatisticPrivacy(epsilon=1.0, colluding=-1), {}, "found -1"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            private(data, privacy, **how)
+
+
+def test_a_statistic_without_noise_says_so():
+    found = federated_mean(tables(0, 4), bounds=BOUNDS, max_records=30)
+    assert found.event == accounting.NonPrivate()

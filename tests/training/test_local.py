@@ -14,6 +14,8 @@ from securefl.training.local import (
     FullGradient,
     LocalSGD,
     TrainingDiverged,
+    as_tensors,
+    best_device,
     evaluate,
     limit_threads,
 )
@@ -382,3 +384,34 @@ def test_workers_use_one_thread():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------ devices
+
+
+def test_a_model_and_its_gradient_live_on_the_device_that_was_asked_for():
+    # torch's "meta" device computes shapes only: an operation that mixes it with the CPU fails.
+    module = build("cnn26k", input_shape=(1, 28, 28), classes=10, seed=0)
+    model = FlatModel(module, device="meta")
+    assert model.flat.device.type == "meta"
+    assert all(p.device.type == "meta" for p in module.parameters())
+    x, y = as_tensors(np.zeros((3, 1, 28, 28), np.float32), np.zeros(3, np.int64), model.device)
+    gradient = model.gradient(torch.nn.functional.cross_entropy(module(x), y))
+    assert (gradient.device.type, gradient.shape) == ("meta", (26_010,))
+
+
+def test_the_best_device_is_cuda_where_torch_has_it_and_else_the_cpu(monkeypatch):
+    for has, kind in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has=has: has)
+        assert best_device().type == kind
+
+
+def test_a_device_changes_nothing_on_the_cpu(records):
+    x, y = records()
+    updates = []
+    for how in ({}, {"device": "cpu"}, {"device": torch.device("cpu")}):
+        model = FlatModel(build("mlp", input_shape=(6,), classes=3, seed=0), **how)
+        trainer = LocalSGD(model=model, x=x, y=y, client=0, learning_rate=0.1, epochs=2)
+        updates.append(trainer.train(model.vector(), round_index=0).values)
+    assert np.array_equal(updates[0], updates[1])
+    assert np.array_equal(updates[0], updates[2])

@@ -212,8 +212,9 @@ def drawing() -> Any:
 
 
 def test_the_state_diagrams_are_what_the_tables_give_now(drawing: Any) -> None:
-    page = Path(__file__).parents[3] / "docs" / "explanation" / "secure-aggregation.md"
+    pages = {"secagg": "secure-aggregation.md", "peersum": "peersum.md"}
     for path, content in drawing.pictures().items():
+        page = path.with_name(pages[path.stem.split("-")[0]])
         assert path.read_text("utf-8") == content, f"run python {DRAWN.name} in docs/_build"
         assert f"({path.name})" in page.read_text()
 

@@ -1,0 +1,361 @@
+"""What the clients of a private run agreed to before it began, and the noise that follows from it.
+
+One plan per way to protect: :class:`PrivacyPlan` where each client adds all of its noise itself,
+:class:`SharedPlan` where the noise of a sum is the sum of its clients' shares. A plan is calibrated
+from the target epsilon and the configuration alone, never from the data, and its digest enters the
+context of every round, so that clients with different plans cannot be summed.
+
+A shared plan knows two counts of honest shares: those that carry the noise multiplier (``at`` in
+the configuration) and the fewest of any sum that clients open, for which every round is reserved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import accounting
+from securefl.config import Mode, RunConfig
+from securefl.config_noise import DistributedDPConfig, UserLevelDPConfig
+from securefl.encoding.adaptive_clip import AdaptiveClip
+from securefl.encoding.noisy import Contribution, Mechanism, NoisySpec
+from securefl.errors import ConfigurationError
+from securefl.population import SharedRelease
+from securefl.simulation.schemes import Scheme
+
+__all__ = ["ADJACENCY", "MOST_ROUNDS", "PrivacyPlan", "SharedPlan"]
+
+ADJACENCY = accounting.Adjacency.ZERO_OUT
+
+MOST_ROUNDS = 4
+"""Rounds of a run that trains until its budget is used up, at most, over the planned ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What every client of a run under local differential privacy agreed to.
+
+    Attributes:
+        epsilon, delta: the guarantee for one record of one client, for the whole run.
+        round_event: what one client's update of one round releases.
+        noise_multiplier: of every step.
+        order: the order at which the ledgers count.
+        planned: digest (hex) of the event of the whole run.
+        digest: 32 bytes; part of every round's context.
+    """
+
+    epsilon: float
+    delta: float
+    round_event: accounting.Event
+    noise_multiplier: float
+    order: float
+    planned: str
+    digest: bytes
+
+    @classmethod
+    def calibrate(cls, config: RunConfig, epsilon: float) -> PrivacyPlan:
+        """The least noise with which all rounds of ``config`` fit (epsilon, delta)."""
+        dp = config.local_dp
+
+        def steps(noise_multiplier: float, count: int) -> accounting.Event:
+            gaussian = accounting.Gaussian(noise_multiplier=noise_multiplier)
+            step = accounting.Poisson(sample_rate=dp.sample_rate, event=gaussian)
+            return accounting.Repeat(event=step, count=count)
+
+        total = dp.steps_per_round * config.training.rounds
+        found = accounting.calibrate(
+            lambda z: steps(z, total),
+            epsilon,
+            dp.delta,
+            adjacency=ADJACENCY,
+        )
+        event = steps(found.value, dp.steps_per_round)
+        planned = accounting.digest(steps(found.value, total))
+        promise = {
+            "epsilon": epsilon,
+            "delta": dp.delta,
+            "adjacency": ADJACENCY.value,
+            "unit": accounting.Unit.RECORD.value,
+            "planned": planned,
+            "clip_norm": dp.clip_norm,
+        }
+        return cls(
+            epsilon=epsilon,
+            delta=dp.delta,
+            round_event=event,
+            noise_multiplier=found.value,
+            order=_order(found, epsilon),
+            planned=planned,
+            digest=_digest(promise),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPlan:
+    """What every client of a run with shared noise agreed to.
+
+    Attributes:
+        mode: distributed record-level or user-level differential privacy.
+        epsilon, delta: the guarantee for one unit, for the whole run, against the server and
+            ``colluding`` clients.
+        delta_reserve: the part of delta for rounding and sampler, for all rounds there may be.
+        spec: the codec: noise, range and ring of one sum.
+        sample_rate: q, of a unit's secret coin; 1 where the server draws the cohort.
+        steps: rounds that the noise was calibrated for; with a cohort, those of one client.
+        cohort: clients that the server draws for a round; None if all take part.
+        most_rounds: rounds after which the run ends in any case.
+        fewest: fewest survivors of a sum that clients open.
+        colluding: A, clients assumed to help the server.
+        denominator: what a sum is divided by, public.
+        adaptive: how the clipping norm follows the updates; None where it is fixed.
+        order: the order at which the ledger counts.
+        planned: digest (hex) of the event of the whole run.
+        digest: 32 bytes; part of every round's context.
+    """
+
+    mode: Mode
+    epsilon: float
+    delta: float
+    delta_reserve: float
+    spec: NoisySpec
+    sample_rate: float
+    steps: int
+    cohort: int | None
+    most_rounds: int
+    fewest: int
+    colluding: int
+    denominator: float
+    adaptive: AdaptiveClip | None
+    order: float
+    planned: str
+    digest: bytes
+
+    @property
+    def unit(self) -> accounting.Unit:
+        """Whom the guarantee protects."""
+        distributed = self.mode is Mode.DISTRIBUTED_DP
+        return accounting.Unit.RECORD if distributed else accounting.Unit.CLIENT
+
+    @property
+    def release(self) -> SharedRelease:
+        """What one round releases."""
+        return SharedRelease(
+            mechanism=self.spec.event,
+            sample_rate=self.sample_rate,
+            delta_slack=self.spec.delta_slack,
+            fewest=self.fewest,
+            colluding=self.colluding,
+        )
+
+    def header(
+        self, population: str, *, randomness: accounting.Randomness
+    ) -> accounting.LedgerHeader:
+        """The declaration of a ledger that counts for this plan."""
+        return accounting.LedgerHeader(
+            population=population,
+            unit=self.unit,
+            adjacency=ADJACENCY,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            delta_reserve=self.delta_reserve,
+            order=self.order,
+            plan=self.planned,
+            randomness=randomness,
+        )
+
+    @classmethod
+    def calibrate(
+        cls,
+        config: RunConfig,
+        mode: Mode,
+        epsilon: float,
+        *,
+        dimension: int,
+        records: int,
+        scheme: Scheme,
+    ) -> SharedPlan:
+        """The least noise with which the planned steps fit (epsilon, delta).
+
+        Args:
+            config: of the sweep.
+            mode: one whose noise is shared.
+            epsilon: the target.
+            dimension: d, parameters of the model.
+            records: training records of all clients together, public.
+            scheme: how sums are formed: fewest survivors, colluders, ring.
+
+        Raises:
+            ConfigurationError: if the protocol's ring is too small, or no order attains epsilon.
+            accounting.CalibrationError: if no noise does.
+        """
+        wanted = _Wanted.of(config, mode, dimension=dimension, records=records, scheme=scheme)
+        dp = wanted.section
+        steps = wanted.steps
+        goes_on = dp.stop == "budget" and config.cohort(mode) is None
+        most_rounds = dp.steps * (MOST_ROUNDS if goes_on else 1)
+
+        def repeated(release: accounting.Event) -> accounting.Event:
+            sampled = accounting.Poisson(sample_rate=wanted.sample_rate, event=release)
+            return accounting.Repeat(event=sampled, count=steps)
+
+        def whole(noise_multiplier: float) -> accounting.Event:
+            spec, _ = wanted.spec(noise_multiplier)
+            reserve = accounting.ApproxDP(
+                epsilon=0.0, delta=_reserve(spec, most_rounds), adjacency=ADJACENCY
+            )
+            release = spec.event(wanted.honest)
+            return accounting.Compose(events=(repeated(release), reserve))
+
+        def probed(noise_multiplier: float) -> accounting.Event:
+            """The search looks far to both sides of its answer, where no codec may exist."""
+            try:
+                return whole(noise_multiplier)
+            except ConfigurationError:
+                return repeated(accounting.Gaussian(noise_multiplier=noise_multiplier))
+
+        found = accounting.calibrate(probed, epsilon, dp.delta, adjacency=ADJACENCY)
+        spec, adaptive = wanted.spec(found.value)
+        planned = accounting.digest(whole(found.value))
+        promise = {
+            "epsilon": epsilon,
+            "delta": dp.delta,
+            "adjacency": ADJACENCY.value,
+            "mode": mode.value,
+            "planned": planned,
+            "fewest": scheme.n_min,
+            "colluding": wanted.colluding,
+            "denominator": wanted.denominator,
+            "codec": spec.digest().hex(),
+        }
+        return cls(
+            mode=mode,
+            epsilon=epsilon,
+            delta=dp.delta,
+            delta_reserve=_reserve(spec, most_rounds),
+            spec=spec,
+            sample_rate=wanted.sample_rate,
+            steps=steps,
+            cohort=config.cohort(mode),
+            most_rounds=most_rounds,
+            fewest=scheme.n_min,
+            colluding=wanted.colluding,
+            denominator=wanted.denominator,
+            adaptive=adaptive,
+            order=_order(found, epsilon),
+            planned=planned,
+            digest=_digest(promise),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """The configuration of a shared plan, before the noise is known."""
+
+    section: DistributedDPConfig | UserLevelDPConfig
+    contribution: Contribution
+    dimension: int
+    clients: int
+    honest: int
+    colluding: int
+    units: float
+    denominator: float
+    sample_rate: float
+    steps: int
+    most_bits: int
+    scheme: Scheme
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, mode: Mode, *, dimension: int, records: int, scheme: Scheme
+    ) -> _Wanted:
+        section: DistributedDPConfig | UserLevelDPConfig = config.noise_shares(mode)
+        cohort, steps, rate = config.cohort(mode), section.steps, section.sample_rate
+        clients = cohort or config.partition.clients
+        if isinstance(section, UserLevelDPConfig):
+            contribution, population = Contribution.CLIENT, clients
+            if cohort is not None:
+                # Drawn by the server, who knows it: no coin of the unit's own is left.
+                rate, steps = 1.0, section.most_participations(config.partition.clients)
+        else:
+            contribution, population = Contribution.RECORDS, records
+        expected = rate * population
+        colluding = config.summed(mode).assumed_corrupt
+        planned = clients - section.planned_dropouts
+        return cls(
+            section=section,
+            contribution=contribution,
+            dimension=dimension,
+            clients=clients,
+            honest=(planned if section.at == "planned" else scheme.n_min) - colluding,
+            colluding=colluding,
+            # Six standard deviations of a Poisson sample; beyond it accuracy suffers, not privacy.
+            units=max(1.0, min(float(population), expected + 6 * math.sqrt(expected))),
+            denominator=float(expected),
+            sample_rate=rate,
+            steps=steps,
+            most_bits=config.summed(mode).most_bits,
+            scheme=scheme,
+        )
+
+    def spec(self, noise_multiplier: float) -> tuple[NoisySpec, AdaptiveClip | None]:
+        """The codec for a noise multiplier, and how its norm moves."""
+        adaptive = None
+        dimension, clip_norm = self.dimension, self.section.clip_norm
+        if isinstance(self.section, UserLevelDPConfig) and self.section.clipping == "adaptive":
+            adaptive = AdaptiveClip.plan(
+                start=self.section.clip_norm,
+                noise_multiplier=noise_multiplier,
+                expected=self.denominator,
+                target_quantile=self.section.target_quantile,
+                rate=self.section.clip_rate,
+            )
+            dimension, clip_norm = self.dimension + 1, adaptive.norm
+        fields: dict[str, Any] = {
+            "dimension": dimension,
+            "clip_norm": clip_norm,
+            "noise_multiplier": noise_multiplier,
+            "honest_shares": self.honest,
+            "max_clients": self.clients,
+            "contribution": self.contribution,
+            "units": self.units,
+            "mechanism": Mechanism(self.section.mechanism),
+        }
+        bits = self.section.bits
+        if bits is not None:
+            spec = NoisySpec.plan(**fields, modulus=self.scheme.modulus(bits))
+        else:
+            spec = NoisySpec.plan(**fields)
+            bits = spec.bits
+            if not self.scheme.adds_residues:
+                bits = max(bits, (2 * spec.reach).bit_length())
+            spec = replace(spec, modulus=self.scheme.modulus(bits))
+        if bits > self.most_bits:
+            raise ConfigurationError(
+                f"sums of this noise take {bits} bits, the protocol carries {self.most_bits}: take "
+                "fewer bits per entry, or another protocol"
+            )
+        if not self.scheme.adds_residues and 2 * spec.reach >= spec.modulus:
+            # Whoever opens the sum of plain numbers would see that somebody's entry wrapped.
+            raise ConfigurationError(
+                f"{self.scheme.name} adds numbers and not residues: a client's entry may reach "
+                f"{spec.reach}, which {spec.bits} bits do not hold; leave the section's bits out"
+            )
+        return spec, adaptive
+
+
+def _reserve(spec: NoisySpec, rounds: int) -> float:
+    """Delta for rounding and sampler: of all rounds, and as many again that may be cut off."""
+    return math.nextafter(2 * rounds * spec.delta_slack, 1.0)
+
+
+def _order(found: accounting.Calibration, epsilon: float) -> float:
+    if found.achieved.order is None:
+        raise ConfigurationError(f"no order of the accountant attains epsilon {epsilon:g}")
+    return found.achieved.order
+
+
+def _digest(promise: dict[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(promise, sort_keys=True).encode()).digest()
