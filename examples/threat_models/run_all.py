@@ -131,7 +131,8 @@ dd {{ margin-left: 7rem }} nav a {{ margin-right: .8rem; white-space: nowrap }}
 <h1>Threat models</h1>
 <p>Each attack is run twice: <b class="undefended">undefended</b>, with the named defence taken out,
 where it must work, and <b class="defended">defended</b>, against the library as it is, where it
-must fail as far as theory says. <b class="not-defended">Not defended</b>: it works against the library.
+must fail as far as theory says. <b class="not-defended">Not defended</b>: it works against the
+library.
 That an attack fails here does not show that no attack works. {summary}</p>
 <nav>{links}</nav>
 {sections}

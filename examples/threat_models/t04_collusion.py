@@ -12,6 +12,7 @@ A colluders with a threshold t <= A is therefore refused.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def run(run: Run) -> Outcome:
     pictures: dict[str, Ring] = {}
     thresholds = range(2, MAP_N, 3 if run.quick else 1)
 
-    def agreement(layout: Layout) -> float:
+    def agreement(layout: Layout) -> Callable[[Case], float]:
         """Fraction of the points of the map that are as predicted."""
 
         def one(case: Case) -> float:
@@ -125,7 +126,7 @@ def run(run: Run) -> Outcome:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
         figure.set_size_inches(9, 3.4)
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25], squeeze=False)[0]
         truth = images_as_inputs(1, bits=BITS, seed=run.seeds[0])[TARGET].values
         rows = [truth, *pictures.values()]
         labels = [

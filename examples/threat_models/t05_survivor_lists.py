@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attackers.lists import shrink, smallest_sum, split_view
-from attackers.measure import ALL, NONE, measured
+from attackers.measure import ALL, NONE, both_sides, measured
 from attackers.stage import Case
 from attackers.weakened import GUARDS
 from kit.result import Attacker, Demo, Outcome, Result, Run, Setting
@@ -49,27 +49,8 @@ def highest(layout: Layout, c: int, *, signed: bool) -> int:
 
 def guards(run: Run) -> list[Result]:
     """Every check of the client that a list attack meets, taken out and put back."""
-    found = []
-    for guard in GUARDS:
-        if guard.program != run.name:
-            continue
-        for setting, client, expected in (
-            (Setting.UNDEFENDED, guard.without, ALL),
-            (Setting.DEFENDED, None, NONE),
-        ):
-            found.append(
-                measured(
-                    run,
-                    guard.attack,
-                    name=guard.refuses,
-                    setting=setting,
-                    expected=expected,
-                    attacker=SERVER,
-                    parameters={"check": guard.method},
-                    **({} if client is None else {"client": client}),
-                )
-            )
-    return found
+    mine = [guard for guard in GUARDS if guard.program == run.name]
+    return [result for guard in mine for result in both_sides(run, guard, SERVER)]
 
 
 def run(run: Run) -> Outcome:
@@ -154,7 +135,7 @@ def run(run: Run) -> Outcome:
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
-        figure.set_size_inches(9, 6.2)
+        figure.set_size_inches(7.6, 5.6)
         axes = figure.subplots(2, 2)
         ts, cs = list(range(2, MAP_N)), list(range(MAP_N - 1))
         for ax, layout, signed in (
@@ -167,8 +148,8 @@ def run(run: Run) -> Outcome:
             plots.breach_map(ax, predicted, maps[layout, signed], thresholds=ts, colluders=cs,
                              title=f"{what}; {own}")  # fmt: skip
         figure.suptitle(
-            f"Split view by a lying server, n={MAP_N}: shaded red = one client recovered (theory); "
-            "dots = executed, recovered; crosses = executed, nothing"
+            f"A lying server splits the clients' view, n={MAP_N}. Shaded red: theory says that one "
+            "client is recovered.\nDots: executed, recovered. Crosses: executed, nothing."
         )
 
     return Outcome(

@@ -85,7 +85,7 @@ def selected_at_random(case: Case, *, rounds: int) -> float:
         present.append([u in chosen for u in given])
         sums.append(opened.astype(np.float64))
     solved = np.linalg.lstsq(np.array(present, dtype=float), np.array(sums), rcond=None)[0]
-    rounded = np.round(solved).astype(np.int64)
+    rounded: NDArray[np.int64] = np.round(np.asarray(solved)).astype(np.int64)
     right = [
         np.array_equal(row, plain_sum(given, [u]).astype(np.int64))
         for u, row in zip(given, rounded, strict=True)
@@ -229,7 +229,7 @@ def run(run: Run) -> Outcome:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
         figure.set_size_inches(9, 3.2)
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.5])
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.5], squeeze=False)[0]
         truth = images_as_inputs(1, bits=BITS, seed=run.seeds[0])[TARGET].values
         axes = left.subplots(1, 2)
         shown = (("the client's image", truth), ("sum 1 - sum 2", next(iter(pictures.values()))))

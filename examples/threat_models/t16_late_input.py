@@ -118,7 +118,7 @@ def run(run: Run) -> Outcome:
         captions = ["", "recovered exactly", "uniform: nothing recovered"]
         title = "A vector that came after its mask key was opened, n=6"
         plots.image_rows(figure, rows, title=title, captions=captions)
-        figure.set_size_inches(4.4, 3.6)
+        figure.set_size_inches(5.2, 3.6)
 
     return Outcome(results=tuple(results), draw=draw)
 

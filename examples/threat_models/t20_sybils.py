@@ -140,7 +140,7 @@ def run(run: Run) -> Outcome:
         captions = ["", "recovered", "victim refuses: nothing", "recovered: issuer colludes"]
         title = f"n={N}, {N - 1} of them are the server's"
         plots.image_rows(figure, rows, title=title, captions=captions)
-        figure.set_size_inches(4.4, 4.4)
+        figure.set_size_inches(5.2, 4.4)
 
     return Outcome(
         results=tuple(results),

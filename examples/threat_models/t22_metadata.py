@@ -40,8 +40,8 @@ def story(seed: int) -> dict[ClientId, int]:
     """The truth: how many of the first three messages each client sends, 0..3."""
     rng = np.random.default_rng(seed)
     fate = {ClientId(u): len(PHASES) for u in range(1, N + 1)}
-    for u in rng.choice(N, size=3, replace=False).tolist():
-        fate[ClientId(u + 1)] = int(rng.integers(0, len(PHASES)))
+    for sent, u in enumerate(rng.choice(N, size=len(PHASES), replace=False).tolist()):
+        fate[ClientId(u + 1)] = sent
     return fate
 
 
@@ -103,13 +103,13 @@ def run(run: Run) -> Outcome:
             colour = plots.GOOD if count == len(PHASES) else plots.BAD
             ax.plot(range(1, count + 1), [u] * count, "o-", color=colour)
             note = ("never came", "left before dealing shares", "left before its input", "")[count]
-            ax.text(count + 0.12, u, note, va="center", fontsize=8, color=plots.BAD)
+            ax.text(max(count, 0.7) + 0.12, u, note, va="center", fontsize=8, color=plots.BAD)
         ax.set_xlim(0.7, 4.4)
         ax.set_xticks([1, 2, 3], ["keys", "shares", "masked input"])
         ax.set_yticks(range(1, N + 1), [f"client {u}" for u in range(1, N + 1)])
         ax.set_title(
-            f"Read from lengths and senders of {frames} frames alone, n={N}: "
-            f"also that the model has {entries} entries"
+            f"Read from lengths and senders of {frames} frames alone, n={N};\n"
+            f"also: the model has {entries} entries"
         )
 
     return Outcome(

@@ -11,9 +11,10 @@ from kit.result import Attacker, Expected, Op, Result, Run, Setting
 from kit.view import Ring
 
 from attackers.stage import Case
+from attackers.weakened import Guard
 from securefl.protocols.secagg import SecAggClient
 
-__all__ = ["ALL", "BONAWITZ", "NONE", "RECOVERED", "measured"]
+__all__ = ["ALL", "BONAWITZ", "NONE", "RECOVERED", "both_sides", "measured"]
 
 BONAWITZ = (
     "Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning"
@@ -70,3 +71,26 @@ def measured(
         parameters={**(parameters or {}), "refused_with": dict(refusals)},
         seconds=time.perf_counter() - begin,
     )
+
+
+def both_sides(
+    run: Run, guard: Guard, attacker: Attacker, *, pictures: dict[str, Ring] | None = None
+) -> list[Result]:
+    """A guard's attack on the client without the check, and on the library's."""
+    return [
+        measured(
+            run,
+            guard.attack,
+            name=guard.refuses,
+            setting=setting,
+            expected=expected,
+            attacker=attacker,
+            client=client,
+            parameters={"check": guard.method},
+            pictures=pictures,
+        )
+        for setting, client, expected in (
+            (Setting.UNDEFENDED, guard.without, ALL),
+            (Setting.DEFENDED, SecAggClient, NONE),
+        )
+    ]

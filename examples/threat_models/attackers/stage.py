@@ -249,7 +249,8 @@ class Stage:
         shape = config.graph_value
         if config.graph_source is GraphSource.BEACON:
             shape = beacon = os.urandom(32)
-            for machine in (server, *clients.values()):
+            server.set_beacon(beacon)
+            for machine in clients.values():
                 machine.set_beacon(beacon)
         return cls(
             config=config,
