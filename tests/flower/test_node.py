@@ -43,6 +43,7 @@ from securefl.flower.policy import SIMULATION, Node
 from securefl.flower.records import model_digest
 from securefl.flower.state import MAX_STATE_BYTES, RECORD, SessionState, SqliteJournal
 from securefl.round import ClientId, Cohort, RoundConfig
+from securefl.wire import decode_frame
 
 PHASES = (
     "advertise_keys",
@@ -490,6 +491,15 @@ def test_the_unchanged_first_message_is_answered(bench: Bench, normal: FakeGrid)
     assert bench.ask(first_message(normal)).has_content()
     fresh = first_message(normal, config={"round_id": 99})
     assert bench.ask(fresh).has_content(), "a new attempt takes the old one's place"
+
+
+def test_against_a_lying_server_a_node_is_who_its_roster_says(
+    bench: Bench, normal: FakeGrid
+) -> None:
+    """Whatever id the server hands out, the node speaks under its own and signs as itself."""
+    reply = bench.ask(first_message(normal, config={"round_id": 7}, client=5))
+    frame: Any = reply.content["frame"]
+    assert decode_frame(frame["frame"]).sender == 3
 
 
 @pytest.mark.parametrize(
