@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,14 @@ def test_any_record_is_a_session_or_none(fields: dict[str, Any]) -> None:
     assert found is None or found.over
 
 
+def test_the_journal_survives_a_power_cut_after_its_commit(tmp_path: Path) -> None:
+    """SQLite syncs the folder of a deleted rollback journal under EXTRA (3) only."""
+    journal = SqliteJournal(tmp_path / "node.sqlite")
+    with closing(journal._open()) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
+
+
 # -- what leaves a node ---------------------------------------------------------------------------
 
 MARKER = "PATIENT-9071"
@@ -526,6 +535,15 @@ def test_a_changed_model_is_refused_before_training(bench: Bench, normal: FakeGr
     message = first_message(normal)
     changed = model()
     changed["b"] = Array(changed["b"].numpy() + 1e-9)
+    message.content["securefl.arrays"] = changed
+    assert bench.code(message) == "E102"
+
+
+def test_arrays_that_change_places_are_another_model(bench: Bench, normal: FakeGrid) -> None:
+    """An app that takes the arrays as a list would train another network than its neighbours."""
+    message = first_message(normal)
+    changed = ArrayRecord({key: model()[key] for key in reversed(list(model()))})
+    assert {k: a.data for k, a in changed.items()} == {k: a.data for k, a in model().items()}
     message.content["securefl.arrays"] = changed
     assert bench.code(message) == "E102"
 
