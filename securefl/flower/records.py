@@ -91,8 +91,12 @@ class ArrayLayout:
                 "the model holds no array of floating-point numbers: there is nothing to average"
             )
 
-    def vector(self, arrays: ArrayRecord) -> NDArray[np.float64]:
+    def vector(self, arrays: ArrayRecord, *, finite: bool = True) -> NDArray[np.float64]:
         """The averaged arrays of a model of this layout, float64[length].
+
+        Args:
+            arrays: the model.
+            finite: whether every number must be.
 
         Raises:
             ConfigurationError: if keys or shapes differ, or a number is not finite.
@@ -114,7 +118,7 @@ class ArrayLayout:
                 )
             found[start : start + part.size] = values.reshape(-1)
             start += part.size
-        if not np.isfinite(found).all():
+        if finite and not np.isfinite(found).all():
             raise ConfigurationError("the model holds a NaN or an infinite number")
         return found
 

@@ -573,6 +573,7 @@ FLOORS = [
     ("max_corrupt = 2", "E105"),
     ('max_corrupt = "2/6"', "E105"),
     ('protocols = ["secagg+"]', "E103"),
+    ("max_examples = 101", "E108"),
     (
         '[floor.privacy]\nunit = "client"\nmin_noise_multiplier = 0.8\nmax_clip_norm = 1.0\n'
         "epsilon = 8.0\ndelta = 1e-6",
@@ -592,6 +593,15 @@ def test_each_floor_alone_refuses_in_the_first_phase(floor: str, code: str, site
     assert codes(inner, 103) == [code]
     assert grid.history[0].refusals == {code: 1}
     assert 3 not in grid.history[0].survivors
+
+
+def test_a_plan_that_allows_the_nodes_most_examples_is_answered(site: Site) -> None:
+    site.write(103, floor="max_examples = 100")
+    try:
+        grid, _, _ = play(site)
+    finally:
+        site.write(103)
+    assert 3 in grid.history[0].survivors
 
 
 def test_the_floor_against_an_active_server_refuses_a_semi_honest_session(site: Site) -> None:
