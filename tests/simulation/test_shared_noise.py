@@ -787,6 +787,24 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
         run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2))
 
 
+def test_one_clients_data_cannot_stop_a_run_with_cohorts(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Its training overflows whenever it is drawn: the run goes on like any other."""
+    settings = config("user-level-dp", *COHORT, 'aggregation.fidelity="encoded"')
+    ordinary = run(settings, tmp_path / "ordinary", digits)
+    target = engine(settings, tmp_path / "unused", digits).partition.indices[0]
+    x = np.array(digits.train.x)
+    x[target] *= np.float32(1e30)
+    spoilt = replace(digits, train=replace(digits.train, x=x))
+    result = run(settings, tmp_path / "run", spoilt)
+    assert [result.stopped, result.summary["rounds"], result.summary["epsilon"]] == [
+        ordinary.stopped,
+        ordinary.summary["rounds"],
+        ordinary.summary["epsilon"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
