@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from scipy import stats
 
 import accounting
 from securefl.config import Mode, RunConfig, load_preset
+from securefl.encoding.codec import Codec, UpdateCodec
+from securefl.encoding.compression import CompressedCodec, RandomK
 from securefl.encoding.noisy import NoisyCodec
 from securefl.errors import CheckpointError, ConfigurationError
+from securefl.pipeline import private_round
 from securefl.population import PopulationBudget
 from securefl.round import AggregateSum, ClientId
 from securefl.simulation.engine import Engine, RunResult, read_metrics
@@ -703,8 +707,6 @@ def test_modes_know_what_they_share() -> None:
 
 def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: TrainTest) -> None:
     made = engine(config("distributed-dp"), tmp_path / "run", digits)
-    from securefl.pipeline import private_round
-
     with pytest.raises(ConfigurationError, match="no budget for shares"):
         private_round(
             round_index=0,
@@ -715,6 +717,38 @@ def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: Tra
             optimiser=made.optimiser,
             transport=made.transport,
         )
+
+
+@pytest.mark.parametrize("codec", ["weaker noise", "no noise"])
+def test_a_budget_that_charges_for_another_codec_is_refused(
+    tmp_path: Path, digits: TrainTest, codec: str
+) -> None:
+    """Else the ledger would state an epsilon for noise that is not in the sum."""
+    made = engine(config("distributed-dp"), tmp_path / "run", digits)
+    assert made.shared is not None
+    plan = made.shared.plan
+    header = plan.header("population", randomness=accounting.Randomness.SYSTEM)
+    if codec == "weaker noise":
+        used: Codec = NoisyCodec(replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2))
+    else:
+        inner = UpdateCodec(made._codec_spec())
+        keep = RandomK(dimension=inner.dimension, kept=inner.dimension)
+        used = CompressedCodec(keep, inner)
+    budget = PopulationBudget.open(tmp_path / "p.sqlite", header=header, release=plan.release)
+    with ExitStack() as stack, pytest.raises(ConfigurationError, match="the codec's sum is"):
+        stack.callback(budget.close)
+        participants = made._participants(made._begin(), stack)
+        private_round(
+            round_index=0,
+            vector=made.model.vector(),
+            participants=participants,
+            scheme=made.scheme,
+            codec=used,
+            optimiser=made.optimiser,
+            transport=made.transport,
+            population=budget,
+        )
+    assert not accounting.Ledger.verify(tmp_path / "p.sqlite").entries[1:]
 
 
 # -- cohorts that the server draws ---------------------------------------------------------------
