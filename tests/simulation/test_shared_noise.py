@@ -25,6 +25,7 @@ from securefl.errors import CheckpointError, ConfigurationError
 from securefl.pipeline import private_round
 from securefl.population import PopulationBudget
 from securefl.round import AggregateSum, ClientId
+from securefl.simulation.checkpoint import latest_checkpoint
 from securefl.simulation.engine import Engine, RunResult, read_metrics
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.sweep import run_sweep
@@ -470,6 +471,26 @@ def test_what_a_client_sends_and_when_does_not_depend_on_its_coin(
     always, never = transcript(1.0, "always"), transcript(0.0, "never")
     assert len(always) > 30
     assert always == never
+
+
+@pytest.mark.parametrize("mode", ["local-dp", "distributed-dp", "user-level-dp"])
+def test_no_line_tells_how_long_the_clients_trained(
+    tmp_path: Path, digits: TrainTest, mode: str
+) -> None:
+    """That time is proportional to how many coins fell; the whole run's is told, also resumed."""
+    settings = config(mode, 'aggregation.fidelity="encoded"', "training.rounds=4")
+    run(settings, tmp_path, digits, stop_after=2)
+    saved = latest_checkpoint(tmp_path / "checkpoints")
+    assert saved is not None
+    before = float(saved.arrays["clock"][1])
+    assert before > 0
+    summary = run(settings, tmp_path, digits, resume=True).summary
+    lines = read_metrics(tmp_path)
+    for line in lines:
+        assert not {"train", "encode"} & line["seconds"].keys()
+        assert "elapsed" not in line
+    told = sum(sum(line["seconds"].values()) for line in lines)
+    assert summary["seconds"] > told + before
 
 
 def test_the_noise_does_not_follow_the_coins(
