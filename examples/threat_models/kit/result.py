@@ -199,10 +199,17 @@ class Result:
 
     @property
     def exceeds_cap(self) -> bool:
-        """Whether more was measured than theory allows: the whole interval, if there is one."""
+        """Whether more was measured than theory allows: by any seed, or by the interval doubled.
+
+        An attack that is as good as its cap would leave a 95 % interval once in 40 runs; twice as
+        wide (3.9 standard errors) it does so once in 20,000.
+        """
         if self.cap is None:
             return False
-        return (self.max if self.ci95 is None else self.ci95[0]) > self.cap + _ROUNDING
+        if self.ci95 is None:
+            return self.max > self.cap + _ROUNDING
+        low, high = self.ci95
+        return low - (high - low) / 2 > self.cap + _ROUNDING
 
     @property
     def passed(self) -> bool:
