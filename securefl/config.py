@@ -333,11 +333,11 @@ class RunConfig(Section):
                 f"{clients - dropped}, fewer than aggregation.threshold = {threshold}: "
                 "every round would be lost"
             )
-        if self.bits > self._most_bits:
+        if self.bits > self.most_bits:
             raise ValueError(
                 f'encoding.bits is {self.bits}; aggregation.protocol = "{wanted.protocol}"'
                 f"{', hybrid,' if wanted.experimental_hybrid else ''} carries sums of {clients} "
-                f"vectors of at most {self._most_bits} bits"
+                f"vectors of at most {self.most_bits} bits"
             )
         self._check_shared_noise()
         try:
@@ -404,6 +404,12 @@ class RunConfig(Section):
                         "discrete Gaussian shares is no discrete Gaussian"
                     )
         for mode in shared:
+            try:
+                self.summed(mode)
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
+            if self.cohort(mode) not in (None, self.partition.clients):
+                continue  # checked with the cohort's own numbers
             left = self.partition.clients - self.noise_shares(mode).planned_dropouts
             if left < self.threshold:
                 raise ValueError(
@@ -411,6 +417,30 @@ class RunConfig(Section):
                     f"{self.noise_shares(mode).planned_dropouts} of {self.partition.clients} "
                     f"clients leaves {left}, fewer than the threshold {self.threshold}"
                 )
+
+    def cohort(self, mode: Mode) -> int | None:
+        """Clients that the server draws for each round of this mode; None if all take part."""
+        return self.user_level_dp.cohort if mode is Mode.USER_LEVEL_DP else None
+
+    def summed(self, mode: Mode) -> RunConfig:
+        """This configuration as a round of ``mode`` sees it: with the clients of one sum.
+
+        Raises:
+            ConfigurationError: if no safe sum of that many clients exists.
+        """
+        size = self.cohort(mode)
+        if size is None or size == self.partition.clients:
+            return self
+        if size > self.partition.clients:
+            raise ConfigurationError(
+                f"user_level_dp.cohort is {size}, but partition.clients is {self.partition.clients}"
+            )
+        tree = json.loads(self.to_json())
+        tree["partition"]["clients"] = size
+        try:
+            return RunConfig.model_validate_json(json.dumps(tree))
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, f"a cohort of {size} clients")) from error
 
     def noise_shares(self, mode: Mode) -> DistributedDPConfig | UserLevelDPConfig:
         """The section of a mode whose noise is shared.
@@ -469,10 +499,11 @@ class RunConfig(Section):
         every protocol, up to the 31 bits that all of them but the hybrid mode carry.
         """
         wanted = self.encoding.bits
-        return min(32, self._most_bits) if wanted is None else wanted
+        return min(32, self.most_bits) if wanted is None else wanted
 
     @property
-    def _most_bits(self) -> int:
+    def most_bits(self) -> int:
+        """The most bits of one entry that sums of all clients have room for in this protocol."""
         # Loaded late, here and below: naming the presets must not load ciphers.
         if self.aggregation.protocol in ("lightsecagg", "peersum"):
             from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415

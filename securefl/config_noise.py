@@ -7,6 +7,7 @@ opens nothing and knows no other section.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,6 +66,8 @@ class NoiseSharesConfig(Section):
     """The server's; what it does with a noised sum is post-processing."""
     learning_rate: LearningRate = 1.0
     """The server's."""
+    final_learning_rate: LearningRate | None = None
+    """Where the rate falls linearly within ``steps`` rounds, and stays; default: no fall."""
     momentum: Momentum = 0.0
     """The server's, ``sgd`` only."""
     activation: Literal["relu", "tanh"] = "tanh"
@@ -77,6 +80,18 @@ class NoiseSharesConfig(Section):
                 'at = "minimum" the smallest accepted sum carries the noise'
             )
         return self
+
+    def learning_rate_of(self, round_index: int) -> float:
+        """The server's rate in a round, counted from 0.
+
+        >>> config = NoiseSharesConfig(steps=5, learning_rate=1.0, final_learning_rate=0.5)
+        >>> [config.learning_rate_of(i) for i in (0, 2, 4, 9)]
+        [1.0, 0.75, 0.5, 0.5]
+        """
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        fallen = min(1.0, round_index / max(1, self.steps - 1))
+        return self.learning_rate + fallen * (self.final_learning_rate - self.learning_rate)
 
 
 class DistributedDPConfig(NoiseSharesConfig):
@@ -105,8 +120,8 @@ class UserLevelDPConfig(NoiseSharesConfig):
     cohort: Annotated[int, Field(ge=3)] | None = None
     """Clients in a round, ``cohort`` only."""
     participations: PositiveInt | None = None
-    """Rounds that one client may take part in at the target, ``cohort`` only; default ``steps``
-    times the share of the cohort, rounded up, and half as many again."""
+    """Rounds that the noise lets one client take part in, ``cohort`` only; default half as many
+    again as it is drawn for on average. Its own ledger refuses more."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """``adaptive``: the norm follows the median of the updates' norms, which the same noised sum
     tells (Andrew et al. 2021); ``clip_norm`` is where it starts."""
@@ -124,9 +139,21 @@ class UserLevelDPConfig(NoiseSharesConfig):
                 f'cohort (found {self.cohort}) belongs to participation = "cohort" and is needed '
                 f'there, found participation = "{self.participation}"'
             )
+        if self.participation == "cohort" and self.clipping == "adaptive":
+            raise ValueError(
+                'clipping = "adaptive" needs participation = "secret": the share of short updates '
+                "is read against a fixed expected number of them"
+            )
         if self.participation == "secret" and self.participations is not None:
             raise ValueError(
                 f"participations = {self.participations} belongs to participation = "
                 '"cohort"; with secret participation every round costs every client the same'
             )
         return self
+
+    def most_participations(self, clients: int) -> int:
+        """Rounds that one of ``clients`` clients may take part in with a cohort."""
+        if self.participations is not None:
+            return self.participations
+        expected = self.steps * (self.cohort or clients) / clients
+        return min(self.steps, math.ceil(1.5 * expected))

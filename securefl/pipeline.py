@@ -35,7 +35,7 @@ import accounting
 from securefl.encoding.codec import Codec, UpdateCodec, Weighting
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
-from securefl.population import Payment, PopulationBudget
+from securefl.population import ParticipationBudget, Payment, PopulationBudget
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
@@ -226,6 +226,7 @@ class RoundOutcome:
         vector: float32[d], the new global model (the old one unless status is OK).
         survivors: whose updates are in the sum.
         refused: clients whose own budget did not cover the round.
+        cohort: all clients the round was planned with.
         bytes_up: bytes each client sent.
         bytes_down: bytes each client was sent.
         mean_update: float64[d], the decoded mean update; None if there was none.
@@ -238,6 +239,7 @@ class RoundOutcome:
     vector: NDArray[np.float32]
     survivors: tuple[ClientId, ...] = ()
     refused: tuple[ClientId, ...] = ()
+    cohort: tuple[ClientId, ...] = ()
     bytes_up: Mapping[ClientId, int] = field(default_factory=dict)
     bytes_down: Mapping[ClientId, int] = field(default_factory=dict)
     mean_update: NDArray[np.float64] | None = None
@@ -284,7 +286,7 @@ def private_round(
         PeerProtocolError: if a party broke the protocol. Reservations then stay charged.
         ConfigurationError: if the parameters do not fit together.
     """
-    _check_who_pays(codec, population)
+    _check_who_pays(codec, population, participants)
     watch = Stopwatch()
     updates: dict[ClientId, ModelUpdate] = {}
 
@@ -319,6 +321,14 @@ def private_round(
                 codec, update, round_seed=seed, random_bytes=noise_source(client, round_index)
             )
 
+    def may_open(survivors: int) -> None:
+        """Runs on every client, once the survivors are fixed: is their noise what was paid for?"""
+        payment.may_open(survivors)
+        for client in present:
+            budget = participants[client].budget
+            if isinstance(budget, ParticipationBudget):
+                budget.release.check_survivors(survivors)
+
     # 4 mask, 5 wire, 6 sum, 7 recover: the machines do it, the transport only carries frames.
     with watch("protocol"):
         machines = scheme.machines(
@@ -330,9 +340,7 @@ def private_round(
             context_digest=context,
             identities={c: p.identity for c, p in participants.items() if p.identity is not None},
         )
-        report = transport.carry(
-            machines, input_of, round_index=round_index, may_open=payment.may_open
-        )
+        report = transport.carry(machines, input_of, round_index=round_index, may_open=may_open)
     watch.subtract("protocol", "train", "encode")
 
     # 10, second half: charge exactly the clients whose input left them, opened or not; and the
@@ -351,6 +359,7 @@ def private_round(
         status=RoundStatus.BELOW_THRESHOLD,
         vector=vector,
         refused=refused,
+        cohort=tuple(participants),
         bytes_up=report.bytes_up,
         bytes_down=report.bytes_down,
         updates=updates,
@@ -445,13 +454,20 @@ def _encoded(
     )
 
 
-def _check_who_pays(codec: Codec, population: PopulationBudget | None) -> None:
+def _check_who_pays(
+    codec: Codec,
+    population: PopulationBudget | None,
+    participants: Mapping[ClientId, Participant],
+) -> None:
     """Noise without a ledger is not accounted for, a ledger without noise accounts for nothing."""
     noisy = isinstance(codec, SharesNoise)
-    if noisy != (population is not None):
+    paying = [isinstance(p.budget, ParticipationBudget) for p in participants.values()]
+    each = bool(paying) and all(paying)
+    if noisy != (population is not None or each) or (population is not None and any(paying)):
+        who = "a population" if population is not None else "every client's" if each else "no"
         raise ConfigurationError(
-            f"a codec that adds {'shares of noise' if noisy else 'no noise'} was given with "
-            f"{'no' if population is None else 'a'} population budget: give both or neither"
+            f"a codec that adds {'shares of noise' if noisy else 'no noise'} was given with {who} "
+            "budget for shares: noise is paid for by the population or by every client, once"
         )
 
 

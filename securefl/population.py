@@ -21,16 +21,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import accounting
 from securefl.errors import BelowThreshold, ConfigurationError
 from securefl.round import AggregateSum
-from securefl.training.dpsgd import open_ledger
+from securefl.training.dpsgd import ClientBudget, open_ledger
 
-__all__ = ["Payment", "PopulationBudget", "Realised", "SharedRelease", "compose_counted"]
+__all__ = [
+    "ParticipationBudget",
+    "Payment",
+    "PopulationBudget",
+    "Realised",
+    "SharedRelease",
+    "compose_counted",
+]
 
 MechanismEvent = Callable[[int, int], accounting.Event]
 """``f(survivors, colluding)``: the unsampled release of one sum."""
@@ -72,6 +80,22 @@ class SharedRelease:
             sample_rate=self.sample_rate, event=self.mechanism(survivors, known)
         )
         return accounting.Compose(events=(sampled, self._slack))
+
+    def check_survivors(self, survivors: int) -> None:
+        """What every client asks before it helps to open a sum.
+
+        Raises:
+            BelowThreshold: if fewer survivors bring noise than a reservation pays for.
+        """
+        if survivors < self.fewest:
+            raise BelowThreshold(
+                f"{survivors} survivors bring less noise than was reserved for ({self.fewest}, of "
+                f"whom {self.colluding} are assumed to collude): the sum must stay closed; lower "
+                "the planned dropouts or raise the noise",
+                needed=self.fewest,
+                had=survivors,
+                phase="noise",
+            )
 
     @property
     def dearest(self) -> accounting.Event:
@@ -172,22 +196,6 @@ class PopulationBudget:
         key = f"round {round_index} {os.urandom(16).hex()}"
         return self.ledger.reserve(self.release.dearest, round=round_index, key=key)
 
-    def check_survivors(self, survivors: int) -> None:
-        """What every client asks before it helps to open a sum.
-
-        Raises:
-            BelowThreshold: if fewer survivors bring noise than the reservation pays for.
-        """
-        if survivors < self.release.fewest:
-            raise BelowThreshold(
-                f"{survivors} survivors bring less noise than was reserved for "
-                f"({self.release.fewest}, of whom {self.release.colluding} are assumed to collude):"
-                " the sum must stay closed; lower the planned dropouts or raise the noise",
-                needed=self.release.fewest,
-                had=survivors,
-                phase="noise",
-            )
-
     def settle(
         self, ticket: accounting.Ticket, survivors: int, evidence: accounting.Evidence
     ) -> accounting.Head:
@@ -223,6 +231,33 @@ class PopulationBudget:
         """What was charged so far, by survivors; reservations that are open count as charged."""
         pending = len(self.ledger.open_tickets)
         return Realised(opened=Counter(self._opened), charged=self._charged + pending)
+
+
+class ParticipationBudget(ClientBudget):
+    """One client's budget where the server draws the cohort: its own participations, in full.
+
+    The server knows who takes part, so nothing is gained from the draw: each participation is
+    reserved at the worst sum that clients open and settled at the survivors there were, less the
+    assumed colluders. As :class:`~securefl.training.dpsgd.ClientBudget` otherwise.
+    """
+
+    def __init__(self, *, ledger: accounting.Ledger, client: int, release: SharedRelease) -> None:
+        super().__init__(ledger=ledger, client=client, event=release.dearest)
+        self.release = release
+
+    def released(
+        self,
+        ticket: accounting.Ticket,
+        evidence: accounting.Evidence | Mapping[str, Any],
+    ) -> accounting.Head:
+        """The sum is there: charged for the noise of its survivors."""
+        seen = replace(accounting.Evidence.of(evidence), colluding_assumed=self.release.colluding)
+        return self.ledger.settle(ticket, self.release.event(seen.survivors), seen)
+
+    def realised(self) -> Realised:
+        """This client's own rounds, read from its ledger."""
+        opened, charged = _read_realised(self.ledger)
+        return Realised(opened=opened, charged=charged + len(self.ledger.open_tickets))
 
 
 def _read_realised(ledger: accounting.Ledger) -> tuple[Counter[int], int]:
@@ -262,9 +297,9 @@ class Payment:
             return None
 
     def may_open(self, survivors: int) -> None:
-        """See :meth:`PopulationBudget.check_survivors`."""
+        """See :meth:`SharedRelease.check_survivors`."""
         if self.population is not None:
-            self.population.check_survivors(survivors)
+            self.population.release.check_survivors(survivors)
 
     def withheld(self) -> None:
         """Nobody sent anything."""

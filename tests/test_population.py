@@ -117,9 +117,9 @@ def test_fewer_survivors_than_were_paid_for_are_refused_before_the_sum_is_opened
     tmp_path: Path,
 ) -> None:
     account = budget(tmp_path / "l.sqlite")
-    account.check_survivors(FEWEST)
+    account.release.check_survivors(FEWEST)
     with pytest.raises(BelowThreshold, match="6 survivors bring less noise") as caught:
-        account.check_survivors(FEWEST - 1)
+        account.release.check_survivors(FEWEST - 1)
     assert (caught.value.needed, caught.value.had) == (FEWEST, FEWEST - 1)
     ticket = account.reserve(0)
     with pytest.raises(accounting.OverReservation):

@@ -37,6 +37,7 @@ from securefl.simulation.checkpoint import (
     write_checkpoint,
 )
 from securefl.simulation.client_view import ClientView, standardised
+from securefl.simulation.cohort_run import CohortRun
 from securefl.simulation.cohorts import Cohorts
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.plain import PlainRun, averaging_server, codec_spec
@@ -145,12 +146,10 @@ class Engine:
         self.dataset, self.validation = _with_validation(config, dataset, spec.seed)
         self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
         self.model = make_model(config, spec, dataset.train)
-        self.scheme = scheme_of(config)
+        self.scheme = scheme_of(config.summed(spec.mode))
         plan = make_plan(config, spec, self.scheme, self.model.dim, len(dataset.train))
         self.plan = plan if isinstance(plan, PrivacyPlan) else None
-        self.shared = (
-            SharedRun(config, plan, insecure=insecure) if isinstance(plan, SharedPlan) else None
-        )
+        self.shared = self._shared(plan, insecure) if isinstance(plan, SharedPlan) else None
         if insecure is not None and self.shared is None:
             raise ConfigurationError(
                 f"repeatable coins are for modes that share their noise, found {spec.mode.value}"
@@ -167,9 +166,9 @@ class Engine:
         self.rounds = (
             config.training.rounds if self.shared is None else self.shared.plan.most_rounds
         )
-        optimiser = make_optimiser(config, spec.mode, self.model.dim)
+        self._averaging = make_optimiser(config, spec.mode, self.model.dim)
         self.optimiser: ServerStep = (
-            optimiser if self.plain is None else self.plain.server(optimiser)
+            self._averaging if self.plain is None else self.plain.server(self._averaging)
         )
         self.drops = DropPlan(
             seed=spec.seed,
@@ -179,6 +178,13 @@ class Engine:
         )
         self.transport = self._transport()
         self._began = time.monotonic()
+
+    def _shared(self, plan: SharedPlan, insecure: InsecureRandomness | None) -> SharedRun:
+        if plan.cohort is None:
+            return SharedRun(self.config, plan, insecure=insecure)
+        return CohortRun(
+            self.config, plan, clients=self.clients, seed=self.spec.seed, insecure=insecure
+        )
 
     def _transport(self) -> ProtocolTransport | EncodedTransport:
         fidelity = self.config.aggregation.fidelity
@@ -318,19 +324,22 @@ class Engine:
                 "use it with mode none only"
             )
         codec = shared.codec
-        outcome = private_round(
-            round_index=state.next_round,
-            vector=state.vector,
-            participants=participants,
-            scheme=self.scheme,
-            codec=codec,
-            optimiser=self.optimiser,
-            transport=self.transport,
-            plan_digest=shared.plan.digest,
-            population=shared.budget,
-            denominator=shared.plan.denominator,
-            noise_source=shared.noise_source,
-        )
+        rate = self.config.noise_shares(self.spec.mode).learning_rate_of(state.next_round)
+        self._averaging.learning_rate = rate  # of the round, so that a resumed run has it too
+        with shared.paying(participants, state.next_round) as (taking_part, population):
+            outcome = private_round(
+                round_index=state.next_round,
+                vector=state.vector,
+                participants=taking_part,
+                scheme=self.scheme,
+                codec=codec,
+                optimiser=self.optimiser,
+                transport=self.transport,
+                plan_digest=shared.plan.digest,
+                population=population,
+                denominator=shared.plan.denominator,
+                noise_source=shared.noise_source,
+            )
         if outcome.status is RoundStatus.OK:
             shared.advance(codec)
         return outcome
@@ -424,9 +433,10 @@ class Engine:
         participants: Mapping[ClientId, Participant],
     ) -> None:
         begin = time.process_time()
-        loss, accuracy = self._evaluate(state.vector)
+        measured = (state.next_round + 1) % self.config.simulation.evaluate_every == 0
+        loss, accuracy = self._evaluate(state.vector) if measured else (None, None)
         seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
-        cohort = self.cohorts.of(state.next_round)
+        cohort = outcome.cohort or self.cohorts.of(state.next_round)
         present = [client for client in cohort if client not in outcome.refused]
         dropped = self.drops.drops(state.next_round, present)
         line = {

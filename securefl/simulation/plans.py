@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import accounting
@@ -104,7 +104,8 @@ class SharedPlan:
         delta_reserve: the part of delta for rounding and sampler, for all rounds there may be.
         spec: the codec: noise, range and ring of one sum.
         sample_rate: q, of a unit's secret coin; 1 where the server draws the cohort.
-        steps: rounds that the noise was calibrated for (of one client, with a cohort).
+        steps: rounds that the noise was calibrated for; with a cohort, those of one client.
+        cohort: clients that the server draws for a round; None if all take part.
         most_rounds: rounds after which the run ends in any case.
         fewest: fewest survivors of a sum that clients open.
         colluding: A, clients assumed to help the server.
@@ -122,6 +123,7 @@ class SharedPlan:
     spec: NoisySpec
     sample_rate: float
     steps: int
+    cohort: int | None
     most_rounds: int
     fewest: int
     colluding: int
@@ -192,7 +194,8 @@ class SharedPlan:
         wanted = _Wanted.of(config, mode, dimension=dimension, records=records, scheme=scheme)
         dp = wanted.section
         steps = wanted.steps
-        most_rounds = dp.steps * (MOST_ROUNDS if dp.stop == "budget" else 1)
+        goes_on = dp.stop == "budget" and config.cohort(mode) is None
+        most_rounds = dp.steps * (MOST_ROUNDS if goes_on else 1)
 
         def repeated(release: accounting.Event) -> accounting.Event:
             sampled = accounting.Poisson(sample_rate=wanted.sample_rate, event=release)
@@ -235,6 +238,7 @@ class SharedPlan:
             spec=spec,
             sample_rate=wanted.sample_rate,
             steps=steps,
+            cohort=config.cohort(mode),
             most_rounds=most_rounds,
             fewest=scheme.n_min,
             colluding=wanted.colluding,
@@ -260,6 +264,7 @@ class _Wanted:
     denominator: float
     sample_rate: float
     steps: int
+    most_bits: int
     scheme: Scheme
 
     @classmethod
@@ -267,18 +272,17 @@ class _Wanted:
         cls, config: RunConfig, mode: Mode, *, dimension: int, records: int, scheme: Scheme
     ) -> _Wanted:
         section: DistributedDPConfig | UserLevelDPConfig = config.noise_shares(mode)
-        clients = config.partition.clients
+        cohort, steps, rate = config.cohort(mode), section.steps, section.sample_rate
+        clients = cohort or config.partition.clients
         if isinstance(section, UserLevelDPConfig):
             contribution, population = Contribution.CLIENT, clients
-            expected = (
-                section.sample_rate * clients if section.participation == "secret" else clients
-            )
-            # A cohort is drawn by the server, who knows it: no coin of the unit's own is left.
-            rate = section.sample_rate if section.participation == "secret" else 1.0
+            if cohort is not None:
+                # Drawn by the server, who knows it: no coin of the unit's own is left.
+                rate, steps = 1.0, section.most_participations(config.partition.clients)
         else:
             contribution, population = Contribution.RECORDS, records
-            expected, rate = section.sample_rate * records, section.sample_rate
-        colluding = config.assumed_corrupt
+        expected = rate * population
+        colluding = config.summed(mode).assumed_corrupt
         planned = clients - section.planned_dropouts
         return cls(
             section=section,
@@ -291,7 +295,8 @@ class _Wanted:
             units=max(1.0, min(float(population), expected + 6 * math.sqrt(expected))),
             denominator=float(expected),
             sample_rate=rate,
-            steps=section.steps,
+            steps=steps,
+            most_bits=config.summed(mode).most_bits,
             scheme=scheme,
         )
 
@@ -319,13 +324,26 @@ class _Wanted:
             "mechanism": Mechanism(self.section.mechanism),
         }
         bits = self.section.bits
-        if bits is None:
-            free = NoisySpec.plan(**fields)
-            bits = free.bits
-        modulus = self.scheme.modulus(bits)
-        if modulus == 1 << bits and self.section.bits is None:
-            return free, adaptive
-        return NoisySpec.plan(**fields, modulus=modulus), adaptive
+        if bits is not None:
+            spec = NoisySpec.plan(**fields, modulus=self.scheme.modulus(bits))
+        else:
+            spec = NoisySpec.plan(**fields)
+            bits = spec.bits
+            if not self.scheme.adds_residues:
+                bits = max(bits, (2 * spec.reach).bit_length())
+            spec = replace(spec, modulus=self.scheme.modulus(bits))
+        if bits > self.most_bits:
+            raise ConfigurationError(
+                f"sums of this noise take {bits} bits, the protocol carries {self.most_bits}: take "
+                "fewer bits per entry, or another protocol"
+            )
+        if not self.scheme.adds_residues and 2 * spec.reach >= spec.modulus:
+            # Whoever opens the sum of plain numbers would see that somebody's entry wrapped.
+            raise ConfigurationError(
+                f"{self.scheme.name} adds numbers and not residues: a client's entry may reach "
+                f"{spec.reach}, which {spec.bits} bits do not hold; leave the section's bits out"
+            )
+        return spec, adaptive
 
 
 def _reserve(spec: NoisySpec, rounds: int) -> float:

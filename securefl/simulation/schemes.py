@@ -58,6 +58,10 @@ class Scheme(pipeline.Scheme, Protocol):
     def clients_open(self) -> bool:
         """Whether clients are needed after their input: too few of them then lose the round."""
 
+    @property
+    def adds_residues(self) -> bool:
+        """Whether sums are taken modulo the ring's modulus, and nobody sees them unreduced."""
+
     def modulus(self, bits: int) -> int:
         """The ring in which integers of ``bits`` bits are summed."""
 
@@ -100,6 +104,11 @@ class SecAggScheme:
     @property
     def _complete(self) -> bool:
         return self.params.protocol is Wire.SECAGG
+
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
 
     def modulus(self, bits: int) -> int:
         """See :class:`Scheme`."""
@@ -178,6 +187,11 @@ class LightSecAggScheme:
         """See :class:`Scheme`."""
         return True
 
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
+
     def modulus(self, bits: int) -> int:
         """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
         del bits
@@ -247,6 +261,11 @@ class PeerSumScheme:
 
     @property
     def clients_open(self) -> bool:
+        """See :class:`Scheme`."""
+        return True
+
+    @property
+    def adds_residues(self) -> bool:
         """See :class:`Scheme`."""
         return True
 
@@ -325,6 +344,11 @@ class PaillierScheme:
     @property
     def clients_open(self) -> bool:
         """See :class:`Scheme`."""
+        return False
+
+    @property
+    def adds_residues(self) -> bool:
+        """See :class:`Scheme`; slots of a ciphertext hold plain numbers."""
         return False
 
     def modulus(self, bits: int) -> int:

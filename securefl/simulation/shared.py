@@ -16,8 +16,8 @@ Four views of one run, each an epsilon for one unit of privacy:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from securefl.encoding.noisy import NoisyCodec
 from securefl.encoding.summed_noise import SummedNoiseCodec
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.modular import RingVector
+from securefl.pipeline import Participant
 from securefl.population import PopulationBudget, Realised, SharedRelease
 from securefl.primitives.prg import SecureRandom
 from securefl.round import ClientId
@@ -122,6 +123,14 @@ class SharedRun:
             source = SecureRandom().random_bytes
         return self._noise.add_noise(total, survivors, source)
 
+    @contextmanager
+    def paying(
+        self, participants: Mapping[ClientId, Participant], round_index: int
+    ) -> Iterator[tuple[Mapping[ClientId, Participant], PopulationBudget | None]]:
+        """Who is in the round, and the budget that pays for all of them (None: each for itself)."""
+        del round_index
+        yield participants, self.budget
+
     def trainer(self, client: ClientId, records: Dataset, model: FlatModel, seed: int) -> Trainer:
         """The training of one client."""
         coins = self._coins(client)
@@ -149,6 +158,8 @@ class SharedRun:
             momentum=user.local_momentum,
             weight=1,
         )
+        if self.plan.cohort is not None:
+            return local
         return SecretParticipation(
             trainer=local,
             dimension=model.dim,
@@ -181,12 +192,7 @@ class SharedRun:
             accounting.LedgerRolledBack: if it is older than the checkpoint, or gone.
         """
         head = heads.get("population")
-        header = self.plan.header(
-            f"{self.config.data.name}/population",
-            randomness=accounting.Randomness.SYSTEM
-            if self.insecure is None
-            else accounting.Randomness.INJECTED,
-        )
+        header = self.header("population")
         try:
             self._budget = PopulationBudget.open(
                 folder / POPULATION_LEDGER,
@@ -197,6 +203,14 @@ class SharedRun:
         except ConfigurationError as error:
             raise CheckpointError(str(error)) from error
         stack.callback(self._budget.close)
+
+    def header(self, whose: str) -> accounting.LedgerHeader:
+        """The declaration of a ledger of this run."""
+        system = self.insecure is None
+        return self.plan.header(
+            f"{self.config.data.name}/{whose}",
+            randomness=accounting.Randomness.SYSTEM if system else accounting.Randomness.INJECTED,
+        )
 
     def heads(self) -> dict[str, str]:
         """The ledger's head, for the checkpoint."""
@@ -222,7 +236,6 @@ class SharedRun:
     def summary(self) -> dict[str, Any]:
         """What the run's summary says besides the usual."""
         plan, spec = self.plan, self.plan.spec
-        realised = self.budget.realised()
         return {
             "delta": plan.delta,
             "adjacency": ADJACENCY.value,
@@ -238,17 +251,25 @@ class SharedRun:
             "colluding": plan.colluding,
             "planned_steps": plan.steps,
             "denominator": plan.denominator,
-            "rounds_charged": realised.rounds,
+            "rounds_charged": self.rounds_charged(),
             "epsilon_by_view": self.views(),
-            "ledgers": [
-                {
-                    "client_index": None,
-                    "path": f"ledgers/{POPULATION_LEDGER}",
-                    "head": str(self.budget.ledger.head),
-                    "spent_epsilon": self.epsilon(),
-                }
-            ],
+            "ledgers": self.ledgers(),
         }
+
+    def rounds_charged(self) -> int:
+        """Rounds that were paid for, lost and cut off ones included."""
+        return self.budget.realised().rounds
+
+    def ledgers(self) -> list[dict[str, Any]]:
+        """Where the ledgers lie and what they charge."""
+        return [
+            {
+                "client_index": None,
+                "path": f"ledgers/{POPULATION_LEDGER}",
+                "head": str(self.budget.ledger.head),
+                "spent_epsilon": self.epsilon(),
+            }
+        ]
 
     def codec_facts(self) -> dict[str, Any]:
         """The codec, as the summary states it."""

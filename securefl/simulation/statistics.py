@@ -59,6 +59,7 @@ T = TypeVar("T")
 Tables = Mapping[int, NDArray[np.floating[Any]]]
 
 _MOST_BITS = 62
+_PRIME_FIELD = ("lightsecagg", "peersum")
 _LEAST_FRACTION = 8
 
 
@@ -88,8 +89,8 @@ class SumSettings:
 
     def most_bits(self, clients: int) -> int:
         """Bits of the largest integers that this protocol adds up."""
-        if self.protocol == "lightsecagg":
-            return most_lightsecagg_bits(clients)
+        if self.protocol in _PRIME_FIELD:
+            return most_lightsecagg_bits(clients)  # the same field in both
         if self.protocol in ("paillier", "paillier-threshold"):
             return min(_MOST_BITS, most_paillier_bits(clients))
         return _MOST_BITS
@@ -283,10 +284,10 @@ class _Release:
         privacy: StatisticPrivacy,
         settings: SumSettings,
     ) -> _Release:
-        if settings.protocol == "lightsecagg":
+        if settings.protocol in _PRIME_FIELD:
             raise ConfigurationError(
-                'statistics with noise are sums modulo 2^b; "lightsecagg" sums modulo 2^31 - 1: '
-                'take "secagg", "secagg+" or Paillier'
+                f'statistics with noise are sums modulo 2^b; "{settings.protocol}" sums modulo '
+                '2^31 - 1: take "secagg", "secagg+" or Paillier'
             )
         fewest, colluding = settings.fewest(clients), privacy.assumed(clients)
         if not 0 <= colluding < fewest:

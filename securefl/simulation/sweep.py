@@ -85,12 +85,12 @@ def run_sweep(
 
 
 def _check_targets(config: RunConfig, train: Dataset) -> None:
-    scheme = scheme_of(config)
     first = {(spec.mode, spec.target_epsilon): spec for spec in reversed(config.runs())}
     dimensions: dict[Mode, int] = {}
     for spec in first.values():
         if spec.mode.shares_noise and spec.mode not in dimensions:
             dimensions[spec.mode] = make_model(config, spec, train).dim
+        scheme = scheme_of(config.summed(spec.mode))
         make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), len(train))
 
 
@@ -239,7 +239,7 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
         "train_size": len(dataset.train),
         "test_size": len(dataset.test),
         "clients": config.partition.clients,
-        "rounds": max(config.rounds(mode) for mode in config.sweep.modes),
+        "rounds": config.rounds(config.sweep.modes[0]),
         "delta": config.delta,
         "rows": [
             _row(mode, epsilon, [r.summary for r in results if _key(r.spec) == (mode, epsilon)])
@@ -255,6 +255,10 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
             }
             for result in results
         ],
+        # The most clients of one run without DP whose update several sums determine.
+        "clients_exposed": max(
+            (result.summary.get("clients_exposed", 0) for result in results), default=0
+        ),
         "model": config.model.name,
         "fidelity": config.aggregation.fidelity.value,
         "protocol": config.aggregation.protocol,
@@ -278,6 +282,7 @@ def _row(mode: Mode, epsilon: float | None, runs: Sequence[Mapping[str, Any]]) -
         "accuracy": math.fsum(accuracies) / len(accuracies),
         "accuracy_min": min(accuracies),
         "seeds": [run["seed"] for run in runs],
+        "rounds": max(run["rounds"] for run in runs),
         "dropped": sum(run["dropped"] for run in runs),
         "bytes_up_per_client": math.fsum(run["bytes_up_per_client"] for run in runs) / len(runs),
         "seconds": math.fsum(run["seconds"] for run in runs),

@@ -9,5 +9,9 @@ socket. Importing it loads no torch; its modules do:
 - ``clipped_sum``: sums of clipped per-record gradients,
 - ``randomness``, ``dpsgd``: record-level differential privacy with coins from the operating
   system,
-- ``apply``: server optimisers on the decoded mean.
+- ``payload``, ``qfedavg``, ``fednova``, ``scaffold``: algorithms that send more than the update,
+- ``weighting``, ``participation``, ``stopping``: how much a client counts, who is asked, when a run
+  ends,
+- ``statistics``, ``client_metrics``: what a federation may ask of its records at once,
+- ``apply``, ``fedopt``: server optimisers on the decoded mean.
 """

@@ -25,6 +25,7 @@ from securefl.simulation.engine import Engine, RunResult, read_metrics
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.sweep import run_sweep
 from securefl.simulation.transports import DropPlan
+from securefl.training.apply import ServerOptimiser
 from securefl.training.data import TrainTest, load
 
 SMALL = (
@@ -319,7 +320,9 @@ def test_one_draw_for_the_sum_runs_and_says_so_in_every_record(
 
 
 @pytest.mark.usefixtures("small_keys")
-@pytest.mark.parametrize("protocol", ["secagg+", "lightsecagg", "paillier", "paillier-threshold"])
+@pytest.mark.parametrize(
+    "protocol", ["secagg+", "lightsecagg", "paillier", "paillier-threshold", "peersum"]
+)
 def test_every_protocol_carries_the_noise(tmp_path: Path, digits: TrainTest, protocol: str) -> None:
     settings = config(
         "distributed-dp",
@@ -333,6 +336,28 @@ def test_every_protocol_carries_the_noise(tmp_path: Path, digits: TrainTest, pro
     assert summary["rounds"] == 2
     assert summary["rounds_lost"] == 0
     assert 0 < summary["epsilon"] <= 20.0
+
+
+@pytest.mark.parametrize("mode", ["distributed-dp", "user-level-dp"])
+def test_slots_that_hold_numbers_are_so_wide_that_no_clients_wrap_is_seen(
+    tmp_path: Path, digits: TrainTest, mode: str
+) -> None:
+    residues = engine(config(mode), tmp_path / "a", digits)
+    numbers = engine(config(mode, "aggregation.protocol=paillier"), tmp_path / "b", digits)
+    assert residues.shared is not None
+    assert numbers.shared is not None
+    assert 2 * numbers.shared.plan.spec.reach < numbers.shared.plan.spec.modulus
+    # Wider, not finer: the integers are the same.
+    assert numbers.shared.plan.spec.bits >= residues.shared.plan.spec.bits
+    assert numbers.shared.plan.spec.resolution == residues.shared.plan.spec.resolution
+    bits = (2 * residues.shared.plan.spec.reach).bit_length() - 1
+    section = mode.replace("-", "_")
+    with pytest.raises(ConfigurationError, match=r"adds numbers|bits"):
+        engine(
+            config(mode, "aggregation.protocol=paillier", f"{section}.bits={bits}"),
+            tmp_path / "c",
+            digits,
+        )
 
 
 # -- the law of the noise ------------------------------------------------------------------------
@@ -468,16 +493,16 @@ def test_adaptive_clipping_moves_the_norm_and_survives_a_restart(
     tmp_path: Path, digits: TrainTest
 ) -> None:
     settings = config("user-level-dp", 'user_level_dp.clipping="adaptive"')
-    run(settings, tmp_path / "run", digits, stop_after=2)
-    norms = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert len(set(norms)) == 2
-    made = engine(settings, tmp_path / "run", digits)
-    assert made.shared is not None
-    assert made.shared.clip_norm == 1.0
-    made.run(resume=True)
-    again = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert again[:2] == norms
-    assert abs(np.log(again[2] / norms[1])) <= 0.1 + 1e-9  # went on from there
+
+    def norms(folder: Path) -> list[float]:
+        return [line["clip_norm"] for line in read_metrics(folder)]
+
+    run(settings, tmp_path / "whole", digits, insecure=InsecureRandomness(4))
+    run(settings, tmp_path / "run", digits, stop_after=2, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")[:2]
+    run(settings, tmp_path / "run", digits, resume=True, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")
+    assert len(set(norms(tmp_path / "run"))) > 2
 
 
 # -- killed and resumed --------------------------------------------------------------------------
@@ -680,7 +705,7 @@ def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: Tra
     made = engine(config("distributed-dp"), tmp_path / "run", digits)
     from securefl.pipeline import private_round
 
-    with pytest.raises(ConfigurationError, match="no population budget"):
+    with pytest.raises(ConfigurationError, match="no budget for shares"):
         private_round(
             round_index=0,
             vector=made.model.vector(),
@@ -690,3 +715,121 @@ def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: Tra
             optimiser=made.optimiser,
             transport=made.transport,
         )
+
+
+# -- cohorts that the server draws ---------------------------------------------------------------
+
+COHORT = (
+    "partition.clients=12",
+    'user_level_dp.participation="cohort"',
+    "user_level_dp.cohort=6",
+    "user_level_dp.steps=6",
+)
+
+
+def test_a_cohort_pays_each_for_itself_without_gain_from_the_draw(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    result = run(config("user-level-dp", *COHORT), tmp_path / "run", digits)
+    assert result.summary["rounds"] >= 4
+    made = engine(config("user-level-dp", *COHORT), tmp_path / "other", digits)
+    assert made.shared is not None
+    release = made.shared.plan.release
+    assert release.sample_rate == 1.0
+    dearest = 0.0
+    for one in result.summary["ledgers"]:
+        path = tmp_path / "run" / one["path"]
+        with accounting.Ledger.open(path, expect_head=accounting.Head.parse(one["head"])) as own:
+            settled = [e for e in own.entries() if e.kind is accounting.EntryKind.SETTLE]
+            assert own.epsilon().value == one["spent_epsilon"] <= 20.0
+            if settled:
+                events = [release.event(e.evidence.survivors) for e in settled if e.evidence]
+                assert [e.event for e in settled] == events
+                assert one["spent_epsilon"] == pytest.approx(epsilon_of(*events), rel=1e-6)
+                dearest = max(dearest, epsilon_of(*events))
+    seen = result.summary["epsilon_by_view"]
+    assert seen["server_and_colluders"] == pytest.approx(dearest, rel=1e-6)
+    assert seen["models"] <= seen["server"] < seen["server_and_colluders"]
+    assert seen["aggregation_broken"] > seen["server_and_colluders"]
+    assert result.summary["epsilon"] == pytest.approx(dearest, rel=1e-6)
+    assert not (tmp_path / "run" / "ledgers" / "population.sqlite").exists()
+
+
+def test_a_client_that_was_drawn_too_often_refuses_and_the_others_go_on(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Noise for one participation, cohorts of all clients but one: most are drawn twice."""
+    settings = config(
+        "user-level-dp",
+        *COHORT,
+        "partition.clients=8",
+        "user_level_dp.cohort=7",
+        "aggregation.threshold=5",
+        "user_level_dp.participations=1",
+    )
+    result = run(settings, tmp_path / "run", digits)
+    assert result.stopped == "budget"
+    assert all(one["spent_epsilon"] <= 20.0 for one in result.summary["ledgers"])
+
+
+def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config("user-level-dp", *COHORT)
+    whole = run(settings, tmp_path / "whole", digits, insecure=InsecureRandomness(2)).summary
+    folder = tmp_path / "run"
+    run(settings, folder, digits, stop_after=2, insecure=InsecureRandomness(2))
+    again = run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2)).summary
+    for key in ("model_sha256", "epsilon", "epsilon_by_view", "rounds"):
+        assert again[key] == whole[key]
+    shutil.rmtree(folder / "ledgers")
+    with pytest.raises(accounting.LedgerRolledBack):
+        run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("user_level_dp.cohort=13", "partition.clients is 12"),
+        ("user_level_dp.cohort=3", "threshold"),
+        ('user_level_dp.clipping="adaptive"', "participation"),
+    ],
+)
+def test_impossible_cohorts_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        config("user-level-dp", *COHORT, override)
+
+
+def test_the_servers_rate_falls_over_the_planned_rounds_and_a_resumed_run_has_it_too(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config("distributed-dp", "distributed_dp.final_learning_rate=0.25")
+    wanted = settings.distributed_dp
+    rates = [wanted.learning_rate_of(i) for i in range(4 * wanted.steps)]
+    assert rates[0] == wanted.learning_rate
+    assert set(rates[wanted.steps - 1 :]) == {0.25}
+    assert np.ptp(np.diff(rates[: wanted.steps])) == pytest.approx(0, abs=1e-12)
+    used: list[float] = []
+    apply = ServerOptimiser.apply
+
+    def watched(self: ServerOptimiser, *args: Any, **kwargs: Any) -> Any:
+        used.append(self.learning_rate)
+        return apply(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServerOptimiser, "apply", watched)
+        run(settings, tmp_path, digits, stop_after=2)
+        run(settings, tmp_path, digits, resume=True)
+    assert used == rates[: len(used)]
+    assert len(used) >= wanted.steps
+
+
+def test_the_test_set_may_be_read_in_some_rounds_only_and_is_at_the_end(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    every = run(config("distributed-dp", "simulation.evaluate_every=3"), tmp_path, digits)
+    lines = read_metrics(tmp_path)
+    assert [line["round"] for line in lines if line["accuracy"] is not None] == [
+        line["round"] for line in lines if line["round"] % 3 == 2
+    ]
+    assert 0 < every.summary["accuracy"] <= 1

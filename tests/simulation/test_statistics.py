@@ -86,6 +86,15 @@ def test_the_hospitals_standardise_as_if_their_records_were_pooled():
     assert together.std(axis=0) == pytest.approx([1, 1], abs=1e-5)
 
 
+def test_peers_without_a_server_find_the_same_mean():
+    data = tables(0, 5)
+    found = federated_mean(
+        data, bounds=BOUNDS, max_records=30, settings=SumSettings(protocol="peersum")
+    )
+    pooled = np.clip(np.concatenate(list(data.values())), LOW, HIGH)
+    assert found.value.mean == pytest.approx(np.nanmean(pooled, axis=0), abs=1e-3)
+
+
 def test_a_histogram_counts_the_survivors():
     rng = np.random.default_rng(3)
     data = {c: rng.normal(0, 1, 20) for c in range(6)}
@@ -174,6 +183,16 @@ def test_a_private_release_costs_its_target_at_the_fewest_survivors_and_less_wit
         assert spent.value < 1.9
 
 
+def test_colluders_noise_does_not_count():
+    """Of 5 survivors 2 tell their shares: the other 3 must bring all of the noise by themselves."""
+    data = tables(1, 5)
+    stds = [
+        private(data, StatisticPrivacy(epsilon=2.0, colluding=colluding), threshold=5).error
+        for colluding in (0, 2)
+    ]
+    assert stds[1] / stds[0] == pytest.approx(np.sqrt(5 / 3), rel=0.02)
+
+
 def test_private_sums_are_the_pooled_sums_plus_noise_of_the_stated_deviation():
     """40 releases of 6 sums: the mean square is within 5 sigma; a false alarm in 10^6 runs."""
     data = tables(2, 4)
@@ -251,6 +270,7 @@ def test_private_statistics_refuse_what_they_cannot_promise():
     data = tables(6, 4)
     for privacy, how, message in (
         (StatisticPrivacy(epsilon=1.0), {"protocol": "lightsecagg"}, "modulo"),
+        (StatisticPrivacy(epsilon=1.0), {"protocol": "peersum"}, "modulo"),
         (StatisticPrivacy(epsilon=1.0, colluding=3), {}, "colluding < 3"),
         (StatisticPrivacy(epsilon=1.0, colluding=-1), {}, "found -1"),
     ):

@@ -14,6 +14,7 @@ from securefl.training.dpsgd import DPSGD
 from securefl.training.local import FlatModel, LocalSGD, evaluate
 from securefl.training.models import build
 from securefl.training.partition import dirichlet, iid
+from securefl.training.scattering import prepared
 
 
 def federate(model, trainers, *, rounds, absent=0, momentum=0.0, weighted=True):
@@ -108,3 +109,35 @@ def test_fedavg_learns_mnist(data_dir, alpha, rounds, limit):
         )
     federate(model, trainers, rounds=rounds, momentum=0.5)
     assert evaluate(model, test.x, test.y)[1] >= limit
+
+
+@pytest.mark.long
+@pytest.mark.data
+@pytest.mark.timeout(900)
+def test_scattering_features_reach_their_figures_under_central_differential_privacy(data_dir):
+    data = prepared(load("mnist", data_dir), "scattering_linear")
+    train, test = data
+    for target, noise, rate, limit in ((3.0, 1.974, 8.0, 0.983), (1.0, 4.89, 4.0, 0.979)):
+        shape = train.input_shape
+        model = FlatModel(build("scattering_linear", input_shape=shape, classes=10, seed=0))
+        trainer = DPSGD(
+            model=model,
+            x=train.x,
+            y=train.y,
+            client=0,
+            noise_multiplier=noise,
+            clip_norm=0.1,
+            sample_rate=4096 / 60_000,
+            steps=293,
+            learning_rate=rate,
+            momentum=0.9,
+            random_bytes=np.random.default_rng(0).bytes,
+        )
+        assert epsilon(trainer.event()) <= target
+        model.load(model.vector() + trainer.train(model.vector(), round_index=0).values)
+        assert evaluate(model, test.x, test.y)[1] >= limit
+
+
+def epsilon(event):
+    found = accounting.epsilon(event, 1e-5, adjacency=accounting.Adjacency.ZERO_OUT, method="rdp")
+    return found.value

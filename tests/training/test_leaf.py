@@ -186,6 +186,10 @@ def test_a_file_larger_than_the_cap_is_refused_before_it_is_parsed(written):
     with pytest.raises(MalformedData, match="larger than 10 bytes"):
         read_leaf_file(path, max_bytes=10)
     assert read_leaf_file(path, max_bytes=path.stat().st_size)
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)  # sparse: four terabytes, if anybody reads them
+    with pytest.raises(MalformedData, match="larger than 1000 bytes"):
+        read_leaf_file(path, max_bytes=1000)
 
 
 @given(cut=st.integers(0, 200))

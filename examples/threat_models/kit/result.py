@@ -199,17 +199,18 @@ class Result:
 
     @property
     def exceeds_cap(self) -> bool:
-        """Whether more was measured than theory allows: by any seed, or by the interval doubled.
+        """Whether more was measured than theory allows.
 
-        An attack that is as good as its cap would leave a 95 % interval once in 40 runs; twice as
-        wide (3.9 standard errors) it does so once in 20,000.
+        With an interval: if its middle is three half-widths above the cap, almost six standard
+        deviations. An attack that reaches its cap exactly would be outside of one half-width in
+        every fortieth run.
         """
         if self.cap is None:
             return False
         if self.ci95 is None:
             return self.max > self.cap + _ROUNDING
         low, high = self.ci95
-        return low - (high - low) / 2 > self.cap + _ROUNDING
+        return (low + high) / 2 - 1.5 * (high - low) > self.cap + _ROUNDING
 
     @property
     def passed(self) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from securefl.errors import WireError
 from securefl.modular import ring_dtype
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable
+from securefl.primitives.channel import AgreementKey, PublicKey, Unopenable
 from securefl.primitives.prg import expand
 from securefl.primitives.sharing import (
     Unreconstructable,
@@ -46,10 +46,23 @@ from securefl.round import Adversary, ClientId, Layout, Protocol, RoundConfig
 from securefl.simulation.network import Direction, Envelope
 from securefl.wire import Frame, decode_frame, unpack_words
 
-__all__ = ["Ring", "View"]
+__all__ = ["LOW_ORDER", "Ring", "View"]
 
 Ring = NDArray[np.uint64]
 """Entries modulo 2^b."""
+
+_P = 2**255 - 19
+LOW_ORDER = {
+    u.to_bytes(32, "little"): bytes(32)
+    for u in (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _P - 1,
+    )
+}
+"""The X25519 keys with which every agreement is 32 zero bytes (RFC 7748, section 6.1)."""
 
 Rows = dict[ClientId, NDArray[np.uint32]]  # holder -> share
 
@@ -108,6 +121,14 @@ class View:
     def clients(self) -> list[ClientId]:
         """Whose masked input arrived, ascending."""
         return sorted(u for u, seen in self._seen.items() if seen.masked)
+
+    def peers(self, u: ClientId) -> list[ClientId]:
+        """Whom u was shown in its roster, in that order."""
+        return self._seen[u].peers
+
+    def partners(self, u: ClientId) -> list[ClientId]:
+        """Those of them whose shares were delivered to u: towards whom it masked."""
+        return list(self._seen[u].partners)
 
     def session_of(self, u: ClientId) -> bytes:
         """The session id that u computed from the roster it was shown."""
@@ -183,10 +204,12 @@ class View:
             return
         assert seen.advertised is not None
         for v, ciphertext in zip(seen.peers, dealt, strict=True):
-            holder = self._secret.get(seen.roster[v].c_pk)
-            if holder is None:
+            shown = seen.roster[v].c_pk
+            agreed = LOW_ORDER.get(shown)
+            if shown in self._secret:
+                agreed = self._secret[shown].agree(PublicKey(seen.advertised.c_pk))
+            if agreed is None:
                 continue
-            agreed = holder.agree(PublicKey(seen.advertised.c_pk))
             key = self.keys.channel_key(agreed, seen.session, u, v)
             try:
                 raw = self.keys.open_shares(key, seen.session, u, v, ciphertext.tobytes())
@@ -297,22 +320,38 @@ class View:
     def pair_mask(self, u: ClientId, v: ClientId) -> Ring | None:
         """The mask that u added towards v, whoever of the two is open."""
         shown = self._seen[u].roster[v].s_pk
-        agreed = None
+        agreed = LOW_ORDER.get(shown)
         mine = self.mask_key(u)
-        try:
-            if mine is not None:
-                agreed = mine.agree(PublicKey(shown))
-            else:
-                theirs = self._secret.get(shown)
-                if theirs is None and v in self._seen and self._advertised(v).s_pk == shown:
-                    theirs = self.mask_key(v)
-                if theirs is not None:
-                    agreed = theirs.agree(PublicKey(self._advertised(u).s_pk))
-        except DegenerateKey:
-            agreed = bytes(32)
+        if agreed is None and mine is not None:
+            agreed = mine.agree(PublicKey(shown))
+        if agreed is None:
+            theirs = self._secret.get(shown)
+            if theirs is None and v in self._seen and self._advertised(v).s_pk == shown:
+                theirs = self.mask_key(v)
+            if theirs is not None:
+                agreed = theirs.agree(PublicKey(self._advertised(u).s_pk))
         if agreed is None:
             return None
         return self.expand(self.keys.pair_mask_key(agreed, self._seen[u].session, u, v))
+
+    def best_of(self, chosen: Iterable[ClientId]) -> Ring | None:
+        """The sum of their masked inputs with every mask taken off that is known.
+
+        What an attacker is left with where :meth:`sum_of` gives None; for a picture.
+        """
+        members = {u for u in chosen if u in self._seen and self._seen[u].masked}
+        if not members:
+            return None
+        total = np.zeros(self.config.m, dtype=np.uint64)
+        for u in sorted(members):
+            own = self.self_mask(u)
+            total += self.masked(u) if own is None else self.masked(u) - own
+            for v in self._seen[u].partners:
+                mask = None if v in members else self.pair_mask(u, v)
+                if mask is not None:
+                    total += -mask if sign(u, v) > 0 else mask
+        result: Ring = total & np.uint64(self.config.modulus - 1)
+        return result
 
     def sum_of(self, chosen: Iterable[ClientId]) -> Ring | None:
         """The sum over these clients alone; None if a secret for it is missing."""

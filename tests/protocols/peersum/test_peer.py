@@ -156,6 +156,7 @@ def test_peers_that_saw_different_reports_open_nothing(kit: Any) -> None:
     ("how", "numbers"),
     [
         ({"t": 1, "A": 1}, "t=1, A=1"),
+        ({"t": 2, "A": 2}, "exceed A.*t=2, A=2"),
         ({"q": 3, "t": 3}, r"2q=6, least q=4"),
         ({"D": 3}, "2q must exceed|q must not exceed"),
         ({"t": 6, "D": 1}, "q must not exceed"),
@@ -405,6 +406,17 @@ def test_signatures_that_do_not_count(kit: Any) -> None:
         assert one._ballots.by_list == before, name
 
 
+def test_a_signature_from_another_run_of_the_configuration_does_not_count(kit: Any) -> None:
+    """Two runs under one name have other keys, and a signature covers those of all survivors."""
+    now, before = (kit.make(6, D=1).to("confirm") for _ in range(2))
+    assert now.config.digest() == before.config.digest()
+    old = body_of(before.sent[TWO, ONE, MessageType.CONFIRM])
+    forged = now.forged(TWO, ONE, MessageType.CONFIRM, old)
+    now.deliver(lambda u, v, f: forged if (u, v) == (TWO, ONE) else f)
+    assert [e.reason for e in of(now, ONE, FrameIgnored)] == [Reason.INVALID_SIGNATURE]
+    assert all(TWO not in votes for votes in now.peers[ONE]._ballots.by_list.values())
+
+
 def test_two_signed_lists_are_proved_to_anybody_and_one_sum_is_opened_all_the_same(
     kit: Any,
 ) -> None:
@@ -422,12 +434,19 @@ def test_two_signed_lists_are_proved_to_anybody_and_one_sum_is_opened_all_the_sa
     check_signed_twice(proof, bench.directory)
     assert not any(of(bench, u, SignedTwice) for u in (TWO, THREE, FOUR, FIVE))
     first, second = proof.statements
+
+    def resigned(*statements: bytes) -> dict[str, Any]:
+        signatures = tuple(bench.identities[SIX].sign(s) for s in statements)
+        return {"statements": statements, "signatures": signatures}
+
     for wrong in (
         {"statements": (first, first)},
         {"client": FIVE},
         {"signatures": proof.signatures[::-1]},
         {"statements": (first, second[:8] + bytes(32) + second[40:])},
         {"statements": (first, b"something else")},
+        resigned(first, second[:8] + bytes(32) + second[40:]),  # of another session
+        resigned(first, b"\0" * 8 + second[8:]),  # another kind of statement
     ):
         with pytest.raises(ConfigurationError):
             check_signed_twice(replace(proof, **wrong), bench.directory)
