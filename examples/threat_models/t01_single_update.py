@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from attackers.gradients import (
     closed_form,
     dimension,

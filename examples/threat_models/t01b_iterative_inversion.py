@@ -8,8 +8,8 @@ A convolutional network has no row that is a multiple of the record. The server 
 the last bias gradient (Zhao et al. 2020) and looks for an image with the same gradient: by L-BFGS
 on the squared distance (Zhu et al. 2019), and by signed Adam on the cosine distance with a penalty
 on total variation (Geiping et al. 2020). A clipped gradient with a little noise (z = .001) breaks
-the first attack and not the second: clipping hides the length, which the cosine never asks for. What
-noise with an epsilon does is program t03.
+the first attack and not the second: clipping hides the length, which the cosine never asks for.
+What noise with an epsilon does is program t03.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from attackers import optimise
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
@@ -104,8 +103,9 @@ def _report(
         np.median(metrics.psnr(np.tile(metrics.blind_image(), (len(images.x), 1)), images.x))
     )
     works, half = Expected(op=Op.AT_LEAST, bound=40.0), Expected(op=Op.AT_MOST, bound=12.0)
+    always = Expected(op=Op.AT_LEAST, bound=0.95)
     judged = {
-        "L-BFGS: no secure aggregation": (Setting.UNDEFENDED, works, Expected(op=Op.AT_LEAST, bound=0.95)),
+        "L-BFGS: no secure aggregation": (Setting.UNDEFENDED, works, always),
         "L-BFGS: clip 1, z = .001": (Setting.NOT_DEFENDED, None, None),
         "cosine + TV: clip 1, z = .001": (
             Setting.NOT_DEFENDED,
@@ -156,7 +156,7 @@ def _report(
         )
 
     notes = (
-        "z = .001 on a single update is epsilon above 500,000: a number nobody should call privacy.",
+        "z = .001 on a single update is epsilon above 500,000, which nobody should call privacy.",
         "Secure aggregation hides the single update, not the sum: see t01c and t02.",
     )
     return Outcome(results=tuple(results), draw=draw, notes=notes)

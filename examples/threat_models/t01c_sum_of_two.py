@@ -18,11 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from attackers import optimise
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import open_sum, plain_codec
+
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SERVER = Attacker(
 )
 CLIP = 16.0
 """No update reaches it: clipping is not what this program is about."""
-RESTARTS = 3
+RESTARTS = 5
 
 
 def _score(

@@ -19,11 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-
 from attackers import gradients
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import Codec, claim, noisy_codec, open_sum, plain_codec
+
 from securefl.encoding import NoisyCodec
 from securefl.round import Adversary
 
@@ -83,7 +83,7 @@ def attack(total: NDArray[np.float64], hidden: int, floor: float, truth: data.Im
 
 
 def _floor(codec: Codec, n: int) -> float:
-    """Below it a bias gradient is rounding. Under noise every row counts: that favours the attack."""
+    """Below it a bias gradient is rounding. Under noise every row counts, for the attack."""
     if isinstance(codec, NoisyCodec):
         return 0.0
     return float(_FLOOR_STEPS * codec.spec.clip_norm / codec.spec.resolution * n**0.5)

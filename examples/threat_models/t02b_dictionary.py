@@ -17,20 +17,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-
 from attackers import gradients
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import claim, noisy_codec, open_sum, plain_codec, release
+from scipy.linalg import cho_factor, cho_solve
+
 from securefl.encoding import NoisyCodec
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
+    from kit.updates import Codec
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from kit.updates import Codec
 
 HIDDEN = 64
 PAPER = (

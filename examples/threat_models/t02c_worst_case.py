@@ -15,18 +15,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from kit import metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import claim, noisy_codec, open_sum, plain_codec, release
+
 from securefl.encoding import NoisyCodec
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
+    from kit.updates import Codec
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from kit.updates import Codec
 
 PAPER = "Dong, Roth, Su 2022, Gaussian Differential Privacy"
 SERVER = Attacker(
@@ -149,9 +148,9 @@ def run(settings: Run) -> Outcome:
         )
 
     notes = (
-        "An attack that reaches its cap proves that nothing is wasted, not that a cap is low enough.",
-        f"Without noise: {5 * len(settings.seeds)} whole sessions per side. With noise: sums in the "
-        "ring, bit-equal to a session's.",
+        "An attack at its cap shows that nothing is wasted, not that the cap is low enough.",
+        f"Without noise: {5 * len(settings.seeds)} whole sessions per side. With noise: sums in "
+        "the ring, bit-equal to a session's.",
     )
     return Outcome(results=tuple(results), draw=draw, notes=notes)
 

@@ -12,22 +12,22 @@ at which pictures vanish; the curve only says where these attacks stop.
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import client_claim, noisy_codec, open_sum, plain_codec, release
+
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
+    from kit.updates import Codec
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from kit.updates import Codec
 
 PAPER = (
     "Balle, Cherubin, Hayes 2022, Reconstructing Training Data with Informed Adversaries (the "
@@ -54,7 +54,7 @@ class Prior:
         self.cov = np.cov(known.T)
 
     def filter(self, noisy: NDArray[np.float64], variance: float) -> NDArray[np.float64]:
-        """mean + cov (cov + variance I)^-1 (noisy - mean); float64[n, 65]."""
+        """Mean + cov (cov + variance I)^-1 (noisy - mean); float64[n, 65]."""
         gain = np.linalg.solve(self.cov + variance * np.eye(len(self.cov)), self.cov).T
         found: NDArray[np.float64] = self.mean + (noisy - self.mean) @ gain.T
         return found
@@ -154,7 +154,7 @@ def run(settings: Run) -> Outcome:
         ]  # fmt: skip
     curve.sort(key=lambda point: point[0])
     rising = tuple(
-        min(b[1][s] - a[1][s] for a, b in zip(curve, curve[1:], strict=False))
+        min(b[1][s] - a[1][s] for a, b in itertools.pairwise(curve))
         for s in range(len(settings.seeds))
     )
     # One victim more or less is chance where the curve is flat.

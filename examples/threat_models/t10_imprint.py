@@ -19,20 +19,19 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-
 from attackers import gradients
 from attackers.gradients import Activation, Net
 from kit import data, metrics
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.updates import claim, noisy_codec, open_sum, plain_codec
+
 from securefl.encoding import NoisyCodec
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
+    from kit.updates import Codec
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from kit.updates import Codec
 
 PAPER = (
     "Fowl, Geiping, Czaja, Goldblum, Goldstein 2022, Robbing the Fed: Directly Obtaining Private "
@@ -199,13 +198,13 @@ def run(settings: Run) -> Outcome:
             "and noise z = 0.001",
             "and noise z = 0.1",
         ]
-        medians = {r.attack: r for r in results}
+        medians = {name: _median(results, f"imprint, n = 10, {name}") for name in names}
         plots.image_rows(
             figure,
             [("the records", original.x[:8]),
              *((name, pictures[name].best[:8]) for name in names),
              ("guess without transcript", np.tile(metrics.blind_image(), (8, 1)))],
-            captions=("", *(f"{medians[f'imprint, n = 10, {name}'].median:.0%} recovered" for name in names), "0 % recovered"),
+            captions=("", *(f"{medians[name]:.0%} recovered" for name in names), "0 % recovered"),
             title="t10: a malicious server's first layer, secure sum of n = 10 x 8 records",
         )  # fmt: skip
 
@@ -226,6 +225,10 @@ def _judged(name: str, z: float, n: int, before: list[Result]) -> tuple[Expected
     if name == "and a ring of 16 bits":
         return Expected(op=Op.AT_LEAST, bound=0.8), Setting.NOT_DEFENDED
     return None, Setting.NOT_DEFENDED
+
+
+def _median(results: list[Result], attack: str) -> float:
+    return next(r.median for r in results if r.attack == attack)
 
 
 DEMO = Demo(name="t10_imprint", doc=__doc__, run=run)

@@ -21,22 +21,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from attackers import gradients
 from kit import data
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import secure_round
 from kit.updates import Opened, plain_codec, release
+
 from securefl.encoding import UpdateCodec, clip_by_norm, to_steps
 from securefl.errors import ConfigurationError, PeerProtocolError
 from securefl.modular import RingVector
 from securefl.round import ClientId
 
 if TYPE_CHECKING:
+    from attackers.gradients import Net
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from attackers.gradients import Net
 
 HIDDEN, CLIENTS, GROUPS, TRAIN = 32, 20, 5, 1400
 CLIP, STEPS, RATE, FACTOR, UNSEEN = 2.0, 5, 0.5, -50, 0.8

@@ -16,10 +16,10 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import secure_round
 from kit.updates import FINE, Opened
+
 from securefl.encoding import CodecSpec, UpdateCodec, from_steps
 from securefl.errors import PeerProtocolError
 from securefl.modular import RingVector, ring_dtype
@@ -48,11 +48,14 @@ def _codec(*, spare: int) -> UpdateCodec:
             CodecSpec.plan(dimension=DIMENSION, clip_norm=1.0, max_clients=CLIENTS, bits=16)
         )
     needed = (2 * CLIENTS * FINE + 1).bit_length()
-    return UpdateCodec(
-        CodecSpec.plan(
-            dimension=DIMENSION, clip_norm=1.0, max_clients=CLIENTS, bits=needed + spare, resolution=FINE
-        )
-    )  # fmt: skip
+    spec = CodecSpec.plan(
+        dimension=DIMENSION,
+        clip_norm=1.0,
+        max_clients=CLIENTS,
+        bits=needed + spare,
+        resolution=FINE,
+    )
+    return UpdateCodec(spec)
 
 
 def _shifted(vector: RingVector, by: int) -> RingVector:
@@ -93,12 +96,13 @@ def run(settings: Run) -> Outcome:
     wild, mild = Expected(op=Op.AT_LEAST, bound=1.0), Expected(op=Op.AT_LEAST, bound=0.4)
     gone = Expected(op=Op.AT_MOST, bound=0.0)
     half_step = (CLIENTS * FINE) // 2
+    half, brim = roomy.modulus // 2, full.modulus // 2
     cases = [
-        ("half the ring, nothing checked", roomy, roomy.modulus // 2, False, Setting.UNDEFENDED, wild),
-        ("half the ring, the library's check", roomy, roomy.modulus // 2, True, Setting.DEFENDED, gone),
-        ("half the ring, full to the brim", full, full.modulus // 2, True, Setting.NOT_DEFENDED, mild),
+        ("half the ring, nothing checked", roomy, half, False, Setting.UNDEFENDED, wild),
+        ("half the ring, the library's check", roomy, half, True, Setting.DEFENDED, gone),
+        ("half the ring, full to the brim", full, brim, True, Setting.NOT_DEFENDED, mild),
         ("a shift within reach", roomy, half_step, True, Setting.NOT_DEFENDED, mild),
-    ]  # fmt: skip
+    ]
     results = []
     for name, codec, by, checked, setting, expected in cases:
         begin = time.perf_counter()
@@ -114,7 +118,12 @@ def run(settings: Run) -> Outcome:
                 per_seed=tuple(moved),
                 expected=expected,
                 baseline=0.0,
-                parameters={"n": CLIENTS, "ring bits": codec.spec.bits, "resolution": codec.spec.resolution, "shift": by},
+                parameters={
+                    "n": CLIENTS,
+                    "ring bits": codec.spec.bits,
+                    "resolution": codec.spec.resolution,
+                    "shift": by,
+                },
                 seconds=time.perf_counter() - begin,
             )
         )  # fmt: skip
@@ -125,7 +134,10 @@ def run(settings: Run) -> Outcome:
         figure.set_size_inches(7.5, 2.6)
         plots.bars(
             figure.subplots(),
-            [(r.attack, r.median, plots.GOOD if r.setting is Setting.DEFENDED else plots.BAD) for r in results],
+            [
+                (r.attack, r.median, plots.GOOD if r.setting is Setting.DEFENDED else plots.BAD)
+                for r in results
+            ],
             xlabel="how far the mean moved, in clip norms (an honest client: 1/5)",
             title=f"t13b: one malicious client, n = {CLIENTS}",
             baseline=1 / CLIENTS,
@@ -133,8 +145,8 @@ def run(settings: Run) -> Outcome:
 
     notes = (
         "A refused sum is a lost round, and the sum hides whose fault it was.",
-        "Two bits of room in the ring make the check see any shift by half the ring; nothing in the "
-        "library sees a shift within what honest clients can reach.",
+        "Two bits of room in the ring make the check see a shift by half the ring; nothing in the "
+        "library sees one within what honest clients can reach.",
     )
     return Outcome(results=tuple(results), draw=draw, notes=notes)
 

@@ -14,9 +14,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-
 from kit.data import CLASSES, PIXELS, digits
+from numpy.typing import NDArray
 
 __all__ = [
     "Activation",

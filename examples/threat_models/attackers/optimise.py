@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from kit.data import CLASSES
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from kit.data import CLASSES
 
 __all__ = ["Net", "cosine", "fresh_convnet", "lbfgs", "record_gradients"]
 

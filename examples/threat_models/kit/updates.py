@@ -160,7 +160,8 @@ class Opened:
         vector = RingVector(found.astype(ring_dtype(modulus)), modulus)
         for u, known in (without or {}).items():
             members.remove(ClientId(u))
-            vector = vector - known
+            minus = (modulus - known.values.astype(np.uint64)) % np.uint64(modulus)
+            vector = vector + RingVector(minus.astype(ring_dtype(modulus)), modulus)
         return _decode(self.codec, vector, members, self.seed)
 
     def single(self, u: int) -> Floats:
