@@ -39,6 +39,8 @@ SERVER = Attacker(
     knows="the model; one step on one record",
 )
 Z = 0.001
+CLIP = 16.0
+"""No gradient here reaches it: clipping must not be taken for the work of the masks."""
 
 
 def run(settings: Run) -> Outcome:
@@ -53,8 +55,8 @@ def run(settings: Run) -> Outcome:
         grads = optimise.record_gradients(net, chosen.x, chosen.y)
         for name, vectors in _observed(settings, grads).items():
             for attack in ("L-BFGS", "cosine + TV"):
-                if name != "clip 1, z = .001" and attack != "L-BFGS":
-                    continue  # the first attack is enough where it works, or where nothing can
+                if name == "no secure aggregation" and attack != "L-BFGS":
+                    continue  # the first attack is exact already
                 begin = time.perf_counter()
                 for k, vector in enumerate(vectors):
                     start = [seed, s, k]
@@ -79,7 +81,7 @@ def _observed(settings: Run, grads: NDArray[np.float64]) -> dict[str, list[NDArr
     clear = [plain_vector(e).astype(np.float64) for e in read_transcript(path)]
     noisy = noisy_codec(d, 1, Z)
     single = [release(noisy, [noisy.encode(g, round_seed=bytes(32))]) for g in grads]
-    codec = plain_codec(d, 3)
+    codec = plain_codec(d, 3, clip_norm=CLIP)
     rng = np.random.default_rng(0)
     masked = []
     for g in grads:
@@ -103,7 +105,7 @@ def _report(
         np.median(metrics.psnr(np.tile(metrics.blind_image(), (len(images.x), 1)), images.x))
     )
     works, half = Expected(op=Op.AT_LEAST, bound=40.0), Expected(op=Op.AT_MOST, bound=12.0)
-    always = Expected(op=Op.AT_LEAST, bound=0.95)
+    always, never = Expected(op=Op.AT_LEAST, bound=0.95), Expected(op=Op.AT_MOST, bound=0.0)
     judged = {
         "L-BFGS: no secure aggregation": (Setting.UNDEFENDED, works, always),
         "L-BFGS: clip 1, z = .001": (Setting.NOT_DEFENDED, None, None),
@@ -112,7 +114,8 @@ def _report(
             Expected(op=Op.MEDIAN_AT_LEAST, bound=20.0),
             Expected(op=Op.MEDIAN_AT_LEAST, bound=0.95),
         ),
-        "L-BFGS: secure aggregation": (Setting.DEFENDED, half, Expected(op=Op.AT_MOST, bound=0.0)),
+        "L-BFGS: secure aggregation": (Setting.DEFENDED, half, never),
+        "cosine + TV: secure aggregation": (Setting.DEFENDED, half, never),
     }  # fmt: skip
     results: list[Result] = []
     captions = [""]

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAPER = (
-    "Boenisch, Dziedzic, Schuster, Shamsabadi, Shumailov, Papernot 2023, When the Curious Abandon "
-    "Honesty: Federated Learning Is Not Private (trap weights; here the weights are honest)"
+    "Marchand, Loeb, Marteau-Ferey, Ogier du Terrail, Pignet 2023, SRATTA: Sample Re-ATTribution "
+    "Attack of Secure Aggregation in Federated Learning; Boenisch et al. 2023, When the Curious "
+    "Abandon Honesty (there with weights made for it)"
 )
 SERVER = Attacker(
     role="honest-but-curious server",

@@ -98,7 +98,7 @@ def lbfgs(
         return distance
 
     for _ in range(steps):
-        if float(optimiser.step(closure)) < 1e-22:
+        if float(optimiser.step(closure).detach()) < 1e-22:
             break
     found = np.asarray(x.detach().numpy())
     return found[0] if labels is None else found

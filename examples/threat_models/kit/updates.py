@@ -49,7 +49,7 @@ Codec = UpdateCodec | NoisyCodec
 
 FINE = 1 << 24
 """Steps per clip norm where rounding must not be taken for a defence."""
-_STEPS_PER_NOISE = 256
+_STEPS_PER_NOISE = 4096
 
 
 def plain_codec(
