@@ -86,6 +86,10 @@ class Floor(_Strict):
         max_corrupt: how many clients must be assumed to help the server: a number or, as text, a
             rate. 0 assumes that nobody ever does.
         security_bits: statistical security of SecAgg+'s random graph.
+        max_examples: more examples than this the node never reports. A run that weighs by examples
+            and allows fewer is refused before anything is trained. Without it such a run is refused
+            only if the true number is too large, and that refusal tells the number to a server
+            that asks again and again.
         privacy: None demands no differential privacy.
     """
 
@@ -96,6 +100,7 @@ class Floor(_Strict):
     min_cohort: int = Field(default=3, ge=3)
     max_corrupt: int | str = "1/20"
     security_bits: int = Field(default=SIGMA, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
     privacy: PrivacyFloor | None = None
 
     @field_validator("max_corrupt")
@@ -336,6 +341,8 @@ class Node:
                 f"the node hides among at least {floor.min_cohort} inputs, the configuration "
                 f"allows {config.n_min}",
             )
+        if plan.weighted and floor.max_examples is not None:
+            _check_weights(plan, floor.max_examples)
         self._check_privacy(config, plan)
         policy = floor.client_policy(config.n)
         if floor.least_corrupt(config.n) > config.A:
@@ -454,6 +461,15 @@ _SIMULATED: dict[int, Journal] = {}
 def _worst(config: RoundConfig, plan: Plan) -> Event:
     """The dearest sum of a session: with the fewest survivors that anybody opens."""
     return plan.event(config.n_min, config.A)
+
+
+def _check_weights(plan: Plan, most: int) -> None:
+    if plan.max_weight < most:
+        raise Refusal(
+            Code.METRICS,
+            f"the node has up to {most} examples, the plan allows {plan.max_weight}: whether they "
+            "fit would tell how many there are",
+        )
 
 
 def _refuse(code: Code, check: Any) -> None:

@@ -91,8 +91,12 @@ class ArrayLayout:
                 "the model holds no array of floating-point numbers: there is nothing to average"
             )
 
-    def vector(self, arrays: ArrayRecord) -> NDArray[np.float64]:
+    def vector(self, arrays: ArrayRecord, *, finite: bool = True) -> NDArray[np.float64]:
         """The averaged arrays of a model of this layout, float64[length].
+
+        Args:
+            arrays: the model.
+            finite: whether every number must be.
 
         Raises:
             ConfigurationError: if keys or shapes differ, or a number is not finite.
@@ -114,7 +118,7 @@ class ArrayLayout:
                 )
             found[start : start + part.size] = values.reshape(-1)
             start += part.size
-        if not np.isfinite(found).all():
+        if finite and not np.isfinite(found).all():
             raise ConfigurationError("the model holds a NaN or an infinite number")
         return found
 
@@ -155,12 +159,14 @@ def with_dtypes(arrays: ArrayRecord, dtypes: Mapping[str, np.dtype[Any]]) -> Arr
 
 
 def model_digest(arrays: ArrayRecord) -> bytes:
-    """SHA-256 over key, dtype, shape and little-endian bytes of every array, by key; 32 bytes.
+    """SHA-256 over key, dtype, shape and little-endian bytes of every array; 32 bytes.
 
-    Every field has its length in front, so that no two models share their bytes.
+    Every field has its length in front, so that no two models share their bytes. The arrays count
+    in the order of the record: an app that takes them as a list knows them by nothing else, and two
+    arrays of one shape that change places are another model.
     """
     fields: list[bytes] = []
-    for key in sorted(arrays):
+    for key in arrays:
         values = arrays[key].numpy()
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
         fields += [
@@ -210,7 +216,10 @@ def frame_of(content: RecordDict) -> bytes:
         if isinstance(frame, bytes) and len(record) == 1:
             return frame
     elif isinstance(record, ArrayRecord) and list(record) == [_FRAME]:
-        values = record[_FRAME].numpy()
+        try:
+            values = record[_FRAME].numpy()
+        except Exception as error:  # whatever numpy makes of somebody else's bytes
+            raise ConfigurationError(f"the frame is no array: {type(error).__name__}") from None
         if values.dtype == np.uint8 and values.ndim == 1:
             return values.tobytes()
     raise ConfigurationError("the message holds no frame")

@@ -8,11 +8,14 @@ sends is compared with the configuration's digest, and a session that contradict
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from securefl.errors import (
     BelowThreshold,
@@ -48,6 +51,8 @@ from securefl.round import Adversary, ClientId, RoundConfig
 from securefl.wire import decode_frame
 
 __all__ = ["AppFunction", "answer"]
+
+logger = logging.getLogger(__name__)
 
 AppFunction = Callable[[Kind, RecordDict], RecordDict]
 """Runs the app's own function on its usual content; the content of its reply."""
@@ -279,18 +284,34 @@ def _input(plan: Plan, envelope: Envelope, model: bytes, run_app: AppFunction) -
         {plan.arrays_key: arrays, plan.config_key: ConfigRecord(config_of(plan.train_config))}
     )
     reply = run_app(plan.kind, content)
-    update = None
-    if plan.codec is not None:
-        try:
-            update = layout.vector(only_arrays(reply)) - before
-        except ConfigurationError as error:
-            raise Refusal(Code.INVALID_UPDATE, str(error)) from None
+    update = None if plan.codec is None else _update(plan, layout, reply, before)
     reported = _reported(reply)
     try:
         weight = _weight(plan, reported)
         return plan.encode(update, weight=weight, metrics=reported, round_seed=envelope.attempt)
     except ConfigurationError as error:
         raise Refusal(Code.METRICS, str(error)) from None
+
+
+def _update(
+    plan: Plan, layout: ArrayLayout, reply: RecordDict, before: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Local less global model, float64[length]; zeros for a NaN under differential privacy.
+
+    There a refusal would be a release without noise: a model on which some records lead to a NaN
+    and others do not would ask about them, for nothing.
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            update = layout.vector(only_arrays(reply), finite=False) - before
+    except ConfigurationError as error:
+        raise Refusal(Code.INVALID_UPDATE, str(error)) from None
+    if np.isfinite(update).all():
+        return update
+    if plan.privacy is None:
+        raise Refusal(Code.INVALID_UPDATE, "the update holds a NaN or an infinite number")
+    logger.warning("the update holds a NaN or an infinite number: zeros and noise go in its place")
+    return np.zeros_like(update)
 
 
 def _reported(reply: RecordDict) -> dict[str, float]:

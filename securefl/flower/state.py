@@ -177,7 +177,9 @@ class SqliteJournal:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=30)
-        connection.execute("PRAGMA synchronous = FULL")
+        # FULL leaves the folder unsynced: after a power cut the old journal file could be back, and
+        # roll back what was answered.
+        connection.execute("PRAGMA synchronous = EXTRA")
         return connection
 
     def answered(self, attempt: bytes, phase: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from securefl.flower.policy import SIMULATION, Node
 from securefl.flower.records import model_digest
 from securefl.flower.state import MAX_STATE_BYTES, RECORD, SessionState, SqliteJournal
 from securefl.round import ClientId, Cohort, RoundConfig
+from securefl.wire import decode_frame
 
 PHASES = (
     "advertise_keys",
@@ -338,6 +340,14 @@ def test_any_record_is_a_session_or_none(fields: dict[str, Any]) -> None:
     assert found is None or found.over
 
 
+def test_the_journal_survives_a_power_cut_after_its_commit(tmp_path: Path) -> None:
+    """SQLite syncs the folder of a deleted rollback journal under EXTRA (3) only."""
+    journal = SqliteJournal(tmp_path / "node.sqlite")
+    with closing(journal._open()) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
+
+
 # -- what leaves a node ---------------------------------------------------------------------------
 
 MARKER = "PATIENT-9071"
@@ -492,6 +502,15 @@ def test_the_unchanged_first_message_is_answered(bench: Bench, normal: FakeGrid)
     assert bench.ask(fresh).has_content(), "a new attempt takes the old one's place"
 
 
+def test_against_a_lying_server_a_node_is_who_its_roster_says(
+    bench: Bench, normal: FakeGrid
+) -> None:
+    """Whatever id the server hands out, the node speaks under its own and signs as itself."""
+    reply = bench.ask(first_message(normal, config={"round_id": 7}, client=5))
+    frame: Any = reply.content["frame"]
+    assert decode_frame(frame["frame"]).sender == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -530,6 +549,15 @@ def test_a_changed_model_is_refused_before_training(bench: Bench, normal: FakeGr
     assert bench.code(message) == "E102"
 
 
+def test_arrays_that_change_places_are_another_model(bench: Bench, normal: FakeGrid) -> None:
+    """An app that takes the arrays as a list would train another network than its neighbours."""
+    message = first_message(normal)
+    changed = ArrayRecord({key: model()[key] for key in reversed(list(model()))})
+    assert {k: a.data for k, a in changed.items()} == {k: a.data for k, a in model().items()}
+    message.content["securefl.arrays"] = changed
+    assert bench.code(message) == "E102"
+
+
 def test_the_attack_of_another_model_for_one_client_gets_no_sum(site: Site) -> None:
     """Model inconsistency: one client gets another model, its configuration made to fit."""
 
@@ -555,6 +583,7 @@ FLOORS = [
     ("max_corrupt = 2", "E105"),
     ('max_corrupt = "2/6"', "E105"),
     ('protocols = ["secagg+"]', "E103"),
+    ("max_examples = 101", "E108"),
     (
         '[floor.privacy]\nunit = "client"\nmin_noise_multiplier = 0.8\nmax_clip_norm = 1.0\n'
         "epsilon = 8.0\ndelta = 1e-6",
@@ -574,6 +603,15 @@ def test_each_floor_alone_refuses_in_the_first_phase(floor: str, code: str, site
     assert codes(inner, 103) == [code]
     assert grid.history[0].refusals == {code: 1}
     assert 3 not in grid.history[0].survivors
+
+
+def test_a_plan_that_allows_the_nodes_most_examples_is_answered(site: Site) -> None:
+    site.write(103, floor="max_examples = 100")
+    try:
+        grid, _, _ = play(site)
+    finally:
+        site.write(103)
+    assert 3 in grid.history[0].survivors
 
 
 def test_the_floor_against_an_active_server_refuses_a_semi_honest_session(site: Site) -> None:

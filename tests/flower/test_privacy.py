@@ -228,6 +228,31 @@ def test_a_plan_below_a_nodes_privacy_floor_is_refused_before_training(
     ledger.close()
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_nan_under_noise_is_zeros_and_noise_and_no_refusal(bad: float, fresh: Site) -> None:
+    """A refusal would be an answer about single records that no ledger was charged for."""
+    grid, inner, ledger = private(fresh)
+
+    def diverged(message: Message, context: Context) -> Message:
+        values = np.array([bad, *update_of(context.node_id)[1:]])
+        content = RecordDict({"a": ArrayRecord({"w": Array(values)})})
+        return Message(content, reply_to=message)
+
+    made = SecureClientApp()
+    made.train()(diverged)
+    inner.nodes[103].app = made
+    reply = run(grid)
+    assert grid.history[0].survivors == (1, 2, 3, 4, 5, 6)
+    assert not any(s.reply.has_error() for s in inner.log if s.reply is not None)
+    found = next(iter(reply.content.array_records.values()))["w"].numpy()
+    mean = sum(update_of(node) for node in NODES if node != 103) / len(NODES)
+    # Six shares of sigma 1/2 (z = 1 over four), divided by six: 0.204 per entry, and rounding.
+    # False alarm: below 2^-40 for eight deviations of the norm.
+    spread = 0.204 * len(mean) ** 0.5
+    assert np.linalg.norm(found - mean) < spread + 8 * 0.204
+    ledger.close()
+
+
 def test_weights_metrics_and_evaluation_do_not_go_with_noise(fresh: Site) -> None:
     terms = DistributedDP(noise_multiplier=1.0, epsilon=8.0, delta=1e-6, ledger="x")
     fields: dict[str, Any] = {"clip_norm": 1.0, "roster": fresh.roster, "privacy": terms}

@@ -23,7 +23,7 @@ from flower_world import (
     trained,
     weight_of,
 )
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError, PeerProtocolError
 from securefl.flower import SecAggConfig, SecureGrid, Timing, Weighting
+from securefl.flower.records import HELLO_TYPE
 from securefl.flower.strategies import ACCEPTED, REFUSED
 
 CLIP = 5.0
@@ -453,6 +454,45 @@ def test_plain_client_apps_send_nothing_and_are_named(site: Site) -> None:
     with pytest.raises(BelowThreshold, match="runs no SecureFL client"):
         run(grid)
     assert all(sent.reply is not None and sent.reply.has_error() for sent in inner.log)
+
+
+def _array(data: bytes, stype: str = "numpy.ndarray") -> RecordDict:
+    array = Array(dtype="uint8", shape=(3,), stype=stype, data=data)
+    return RecordDict({"frame": ArrayRecord({"frame": array})})
+
+
+def _npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _array(b""),
+        _array(b"garbage"),
+        _array(b"garbage", stype="pickle"),
+        _array(_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904,)}\n")),
+        _array(_npy("{'descr': '|O', 'fortran_order': False, 'shape': (3,)}\n") + b"cos\nsystem"),
+        _array(_npy("[" * 3000 + "\n")),
+        RecordDict(),
+        RecordDict({"frame": ConfigRecord({"frame": b""})}),
+        RecordDict({"frame": ConfigRecord({"frame": [1.5, 2.5]})}),
+        RecordDict({"frame": MetricRecord({"frame": 1})}),
+    ],
+)
+def test_no_reply_of_a_node_can_end_the_run_of_the_others(content: RecordDict, site: Site) -> None:
+    nodes = site.all()
+    honest = nodes[103].app
+
+    def answer(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == HELLO_TYPE:
+            return honest(message, context)
+        return Message(content, reply_to=message)
+
+    nodes[103].app = answer  # type: ignore[assignment]  # an app of its own
+    grid, _ = secure_grid(site, config(site), nodes=nodes)
+    assert run(grid).content["metrics"]["securefl-survivors"] == 5  # type: ignore[index]
+    assert 3 not in grid.history[0].survivors
 
 
 def test_a_vector_that_no_client_could_have_sent_is_no_model(site: Site) -> None:

@@ -19,6 +19,13 @@ def make_model() -> Any:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 
 
+def state_of(arrays: Any) -> Any:
+    """A message's model as PyTorch wants it; Flower converts only where torch is loaded."""
+    import torch  # noqa: F401
+
+    return arrays.to_torch_state_dict()
+
+
 def load_data(partition: int, partitions: int) -> tuple[Any, Any]:
     """One site's training records: every ``partitions``-th one. The last fifth is for testing."""
     import torch

@@ -12,7 +12,7 @@ app = ClientApp()
 def train(msg: Message, context: Context) -> Message:
     """Trains the model on this site's records."""
     state, examples, loss = task.train(
-        msg.content["arrays"].to_torch_state_dict(),
+        task.state_of(msg.content["arrays"]),
         int(context.node_config["partition-id"]),
         int(context.node_config["num-partitions"]),
         int(msg.content["config"]["server-round"]),

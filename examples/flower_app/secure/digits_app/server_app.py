@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         models.append({key: array.numpy() for key, array in arrays.items()})
-        return MetricRecord({"accuracy": task.accuracy(arrays.to_torch_state_dict())})
+        return MetricRecord({"accuracy": task.accuracy(task.state_of(arrays))})
 
     fedavg.start(
         grid=grid,
