@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NoReturn, TypeVar
@@ -386,8 +387,7 @@ class SecAggClient(RestartableMachine):
         read = self._read_roster if self._complete else self._read_neighbours
         size, root, entries = read(body)
         peers = [entry for entry in entries if entry.client != self._u]
-        if size < self._config.n_min:
-            raise self._below(self._config.n_min, size)
+        self._enough_inputs(size)
         self._enough_holders(len(peers))
         session = self._keys.session_id(self._end.config_digest, size, root)
         agreed = {entry.client: self._agree(entry) for entry in peers}
@@ -435,7 +435,14 @@ class SecAggClient(RestartableMachine):
         return roster.size, roster.root, entries
 
     def _check_entries(self, entries: tuple[RosterEntry, ...]) -> None:
-        ids = [entry.client for entry in entries]
+        """All checks of a roster's content, one named method each."""
+        self._check_members([entry.client for entry in entries])
+        self._check_own_entry(entries)
+        self._check_distinct_keys(entries)
+        self._check_key_signatures(entries)
+
+    def _check_members(self, ids: Sequence[ClientId]) -> None:
+        """Everybody once, and nobody who does not belong there."""
         if any(a >= b for a, b in pairwise(ids)):
             raise RosterMismatch("the roster's ids are not ascending", culprits=[SERVER])
         possible = {*self._neighbours_in(self._config.cohort.ids), self._u}
@@ -445,24 +452,31 @@ class SecAggClient(RestartableMachine):
             raise RosterMismatch(
                 f"the roster has {strangers[:3]}, who are not in {who}", culprits=[SERVER]
             )
+
+    def _check_own_entry(self, entries: tuple[RosterEntry, ...]) -> None:
         if self._own_entry not in entries:
             raise RosterMismatch(
                 "the roster does not show this client's own keys as it sent them", culprits=[SERVER]
             )
+
+    def _check_distinct_keys(self, entries: tuple[RosterEntry, ...]) -> None:
+        """One key pair under several names would hold several shares of one secret."""
         public = {key for entry in entries for key in (entry.c_pk, entry.s_pk)}
         if len(public) != 2 * len(entries):
             raise RosterMismatch("one public key appears twice in the roster", culprits=[SERVER])
-        if self._active:
-            for entry in entries:
-                message = AdvertiseKeys(
-                    c_pk=entry.c_pk, s_pk=entry.s_pk, commitment=entry.commitment
-                )
-                self._end.verify_advertised(
-                    entry.client,
-                    entry.signature,
-                    kind=MessageType.ADVERTISE_KEYS,
-                    body=message.encode(),
-                )
+
+    def _check_key_signatures(self, entries: tuple[RosterEntry, ...]) -> None:
+        """Active: the keys are those that the clients themselves advertised."""
+        if not self._active:
+            return
+        for entry in entries:
+            message = AdvertiseKeys(c_pk=entry.c_pk, s_pk=entry.s_pk, commitment=entry.commitment)
+            self._end.verify_advertised(
+                entry.client,
+                entry.signature,
+                kind=MessageType.ADVERTISE_KEYS,
+                body=message.encode(),
+            )
 
     @property
     def _complete(self) -> bool:
@@ -553,7 +567,7 @@ class SecAggClient(RestartableMachine):
         mask_in_place(
             secrets.words,
             u=self._u,
-            self_key=self._keys.self_mask_key(secrets.b, self._end.session, self._u),
+            self_key=self._self_mask_key(secrets.b, self._end.session),
             pair_keys=secrets.pair_keys,
             modulus=self._config.modulus,
         )
@@ -563,23 +577,43 @@ class SecAggClient(RestartableMachine):
         self._emitted_input = True
         return [self._emit(body, session=self._end.session)]
 
+    def _self_mask_key(self, b: bytes, session: bytes) -> bytes:
+        """Of the mask that stays when all pair masks are known: a late input is still hidden."""
+        return self._keys.self_mask_key(b, session, self._u)
+
     def _on_survivor_notice(self, body: Buffer) -> list[Outbound | Event]:
         """Signs the one survivor list that it will answer for."""
-        assert self._in_U2 is not None and self._end.session is not None  # noqa: S101  # on U2
+        assert self._end.session is not None  # noqa: S101  # on U2
         assert self._graph is not None and self._end.identity is not None  # noqa: S101
         notice = SurvivorNotice.decode(body, n=self._config.n)
         cohort = self._config.cohort
         U3 = {u for u, there in zip(cohort.ids, notice.alive, strict=True) if there}
         if self._u not in U3:
             raise Equivocation("the survivor list leaves this client out", culprits=[SERVER])
-        Q = {v for v, there in zip(self._P, self._in_U2, strict=True) if there}
         # The neighbourhood is that of the cohort: names without keys would only pad the list.
         alive = self._graph.peers(self._u, U3)
+        self._check_dealt(alive)
+        self._enough_survivors(len(U3), len(alive))
+        self._check_one_piece(U3)
+        survivors = pack_bitmap(notice.alive)
+        statement = self._keys.survivor_statement(self._end.session, survivors)
+        self._survivors = survivors
+        self._in_U3 = np.array([v in U3 for v in self._P], dtype=np.bool_)
+        message = SurvivorSignature(signature=self._end.identity.sign(statement))
+        return [self._emit(message.encode(), session=self._end.session)]
+
+    def _check_dealt(self, alive: Sequence[ClientId]) -> None:
+        """Whoever is said to have survived must have been in U2; others only pad the list."""
+        assert self._in_U2 is not None  # noqa: S101  # on U2
+        Q = {v for v, there in zip(self._P, self._in_U2, strict=True) if there}
         if not Q.issuperset(alive):
             raise Equivocation(
                 "the survivor list has clients who were not in U2", culprits=[SERVER]
             )
-        self._enough_survivors(len(U3), len(alive))
+
+    def _check_one_piece(self, U3: AbstractSet[ClientId]) -> None:
+        """On a sparse graph one list can open the sums of several parts."""
+        assert self._graph is not None  # noqa: S101  # receive() refuses frames before the beacon
         broken = self._graph.fragments(U3, self._config.t)
         if broken is not None:
             raise BelowThreshold(
@@ -588,23 +622,27 @@ class SecAggClient(RestartableMachine):
                 had=len(U3),
                 phase=str(self._phase),
             )
-        survivors = pack_bitmap(notice.alive)
-        statement = self._keys.survivor_statement(self._end.session, survivors)
-        self._survivors = survivors
-        self._in_U3 = np.array([v in U3 for v in self._P], dtype=np.bool_)
-        message = SurvivorSignature(signature=self._end.identity.sign(statement))
-        return [self._emit(message.encode(), session=self._end.session)]
 
     def _on_signed_request(self, body: Buffer) -> list[Outbound | Event]:
         """Active: answers for the list it signed, once t holders are seen to have signed it too."""
-        assert self._in_U3 is not None and self._survivors is not None  # noqa: S101  # on U3
-        assert self._end.session is not None  # noqa: S101  # set on the roster
+        assert self._in_U3 is not None  # noqa: S101  # on U3
         request = SignedUnmaskRequest.decode(body, most=len(self._P))
         signers = [v for v, _ in request.signatures]
+        self._check_signers_differ(signers)
+        self._check_signers_hold_shares(signers)
+        self._check_list_signatures(request)
+        self._enough_signatures(len(signers))
+        return self._open_shares(self._in_U3)
+
+    def _check_signers_differ(self, signers: Sequence[ClientId]) -> None:
         if any(a >= b for a, b in pairwise(signers)):
             raise InvalidSignature(
                 "the signers are not ascending: one could count twice", culprits=[SERVER]
             )
+
+    def _check_signers_hold_shares(self, signers: Sequence[ClientId]) -> None:
+        """Only surviving holders count: not this client itself, nobody from elsewhere."""
+        assert self._in_U3 is not None  # noqa: S101  # on U3
         allowed = {v for v, there in zip(self._P, self._in_U3, strict=True) if there}
         strangers = [v for v in signers if v not in allowed]
         if strangers:
@@ -613,38 +651,46 @@ class SecAggClient(RestartableMachine):
                 "not on the list",
                 culprits=[SERVER],
             )
+
+    def _check_list_signatures(self, request: SignedUnmaskRequest) -> None:
+        """Each signature must be over the very list that this client signed."""
+        assert self._end.session is not None and self._survivors is not None  # noqa: S101  # on U3
         statement = self._keys.survivor_statement(self._end.session, self._survivors)
         for v, signature in request.signatures:
             self._end.verify(v, signature, statement, "the list of survivors")
-        if len(signers) + self._own_share < self._config.t:
-            raise self._below(self._config.t, len(signers) + self._own_share)
-        return self._open_shares(self._in_U3)
+
+    def _enough_signatures(self, signers: int) -> None:
+        if signers + self._own_share < self._config.t:
+            raise self._below(self._config.t, signers + self._own_share)
 
     def _on_unmask_request(self, body: Buffer) -> list[Outbound | Event]:
         """Semi-honest: answers for the list in the request."""
-        assert self._in_U2 is not None  # noqa: S101  # on U2
         request = UnmaskRequest.decode(body, peers=len(self._P))
         survivors = int(request.alive.sum())
-        if (request.alive & ~self._in_U2).any():
-            raise Equivocation(
-                "the survivor list has clients who were not in U2", culprits=[SERVER]
-            )
-        # On a sparse graph the client sees its neighbours only and must believe the rest.
-        most = survivors + 1 + (0 if self._complete else self._config.n - 1 - len(self._P))
-        if not survivors + 1 <= request.size <= most:
-            raise Equivocation(
-                f"the survivor list shows {survivors} peers and this client, "
-                f"but claims {request.size} survivors",
-                culprits=[SERVER],
-            )
+        self._check_dealt([v for v, there in zip(self._P, request.alive, strict=True) if there])
+        self._check_size(request.size, survivors)
         self._enough_survivors(request.size, survivors)
         return self._open_shares(request.alive)
 
+    def _check_size(self, size: int, survivors: int) -> None:
+        """The claimed size of U3 must fit the part of it that this client sees."""
+        # On a sparse graph the client sees its neighbours only and must believe the rest.
+        most = survivors + 1 + (0 if self._complete else self._config.n - 1 - len(self._P))
+        if not survivors + 1 <= size <= most:
+            raise Equivocation(
+                f"the survivor list shows {survivors} peers and this client, "
+                f"but claims {size} survivors",
+                culprits=[SERVER],
+            )
+
     def _enough_survivors(self, size: int, peers: int) -> None:
         """At least n_min inputs in the sum, and t surviving holders."""
+        self._enough_inputs(size)
+        self._enough_holders(peers)
+
+    def _enough_inputs(self, size: int) -> None:
         if size < self._config.n_min:
             raise self._below(self._config.n_min, size)
-        self._enough_holders(peers)
 
     def _open_shares(self, in_U3: NDArray[np.bool_]) -> list[Outbound | Event]:
         """Opens, per peer, the self-mask seed of a survivor or the mask key of a dropout."""
