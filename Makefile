@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help demo test long lint docs bench setup setup-dev clean
+.PHONY: help demo test long lint docs bench threats setup setup-dev clean
 help:
 	@echo "make demo   the first private federated training (under a minute once installed)"
 	@echo "make test   the tests (a few minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs   the documentation, built strictly into site/"
 	@echo "make long   the full acceptance: real data, many more examples (tens of minutes)"
 	@echo "make bench  the benchmark programs"
+	@echo "make threats  every attack of examples/threat_models, and a gallery of pictures"
 	@echo "make clean  removes build products; never runs/ and its ledgers"
 
 setup: .venv/.run
@@ -34,7 +35,7 @@ setup-dev: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(PIP) --editable '.[train,report,pld,paillier,phe]' --group test --group docs --group bench
+	$(PIP) --editable '.[train,report,pld,paillier,phe,flower]' --group test --group docs --group bench
 	@touch $@
 
 # A folder of results holds ledgers: an older one is moved aside, never overwritten.
@@ -59,6 +60,9 @@ docs: .venv/.dev
 
 bench: .venv/.dev
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+threats: .venv/.dev
+	$(BIN)/python examples/threat_models/run_all.py --strict
 
 clean:
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -187,13 +187,15 @@ def _progress(settings: RunConfig, *, quiet: bool) -> Iterator[Callable[[Mapping
 
         def on_round(line: Mapping[str, Any]) -> None:
             epsilon = "" if line["epsilon"] is None else f", epsilon {line['epsilon']:.2f}"
+            measured = line["accuracy"]
+            accuracy = f"round {line['round']}" if measured is None else f"accuracy {measured:.1%}"
             bar.update(
                 task,
                 completed=_position(settings, line),
                 visible=True,
                 description=(
                     f"{line['mode']} {line['target_epsilon'] or ''} seed {line['seed']}: "
-                    f"accuracy {line['accuracy']:.1%}{epsilon}"
+                    f"{accuracy}{epsilon}"
                 ),
             )
 
@@ -276,7 +278,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
         collapse_padding=True,
         pad_edge=False,
         title=(
-            f"{summary['dataset']}: {summary['clients']} clients, {summary['rounds']} rounds, "
+            f"{summary['dataset']}: {summary['clients']} clients, {_rounds_of(summary)} rounds, "
             f"{summary['protocol']}, {_server(summary)} ({summary['fidelity']})"
         ),
     )
@@ -319,6 +321,12 @@ def _print_summary(summary: Mapping[str, Any], out: Path, report: Path | None) -
     output.print(f"Summary: {out / 'summary.json'}", soft_wrap=True)
     if report is not None:
         output.print(f"Report:  {report}", soft_wrap=True)
+
+
+def _rounds_of(summary: Mapping[str, Any]) -> str:
+    """How many rounds the runs had; modes may differ."""
+    rounds = {row["rounds"] for row in summary["rows"]}
+    return str(min(rounds)) if len(rounds) == 1 else f"{min(rounds)} to {max(rounds)}"
 
 
 _WHOSE = {

@@ -66,6 +66,8 @@ class NoiseSharesConfig(Section):
     """The server's; what it does with a noised sum is post-processing."""
     learning_rate: LearningRate = 1.0
     """The server's."""
+    final_learning_rate: LearningRate | None = None
+    """Where the rate falls linearly within ``steps`` rounds, and stays; default: no fall."""
     momentum: Momentum = 0.0
     """The server's, ``sgd`` only."""
     activation: Literal["relu", "tanh"] = "tanh"
@@ -78,6 +80,18 @@ class NoiseSharesConfig(Section):
                 'at = "minimum" the smallest accepted sum carries the noise'
             )
         return self
+
+    def learning_rate_of(self, round_index: int) -> float:
+        """The server's rate in a round, counted from 0.
+
+        >>> config = NoiseSharesConfig(steps=5, learning_rate=1.0, final_learning_rate=0.5)
+        >>> [config.learning_rate_of(i) for i in (0, 2, 4, 9)]
+        [1.0, 0.75, 0.5, 0.5]
+        """
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        fallen = min(1.0, round_index / max(1, self.steps - 1))
+        return self.learning_rate + fallen * (self.final_learning_rate - self.learning_rate)
 
 
 class DistributedDPConfig(NoiseSharesConfig):

@@ -128,6 +128,9 @@ class SimulationConfig(Section):
     """Clients that vanish in each round, each in a phase drawn at random."""
     max_lost_rounds: PositiveInt = 3
     """Consecutive rounds below the threshold after which a run stops."""
+    evaluate_every: PositiveInt = 1
+    """The test set is read after every so many rounds, and at the end of the run; the records of
+    the rounds between hold null."""
     delays: tuple[NonNegativeFloat, ...] = ()
     """Mean delay of every client's input in simulated seconds, drawn anew in each round
     (exponential); 0 is never late."""

@@ -126,6 +126,13 @@ def test_a_later_roster_keeps_ids_and_refuses_a_changed_key() -> None:
         Roster.build([_public("b", 9)], previous=first)
 
 
+def test_a_roster_file_of_brackets_is_no_roster(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigurationError, match="is no roster"):
+        Roster.load(path)
+
+
 def test_one_key_or_name_twice_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="one identity key"):
         Roster.build([_public("a", 1), _public("b", 1)])

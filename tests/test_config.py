@@ -25,8 +25,16 @@ from securefl.round import Adversary
 from securefl.simulation.schemes import scheme_of
 
 
-def test_presets_are_the_four_data_sets() -> None:
-    assert preset_names() == ("breast-cancer", "digits", "heart-disease", "mnist")
+def test_presets_are_the_four_data_sets_and_three_with_shared_noise() -> None:
+    assert preset_names() == (
+        "breast-cancer",
+        "digits",
+        "heart-disease",
+        "heart-disease-sites",
+        "mnist",
+        "mnist-distributed-dp",
+        "mnist-user-level",
+    )
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -43,15 +51,12 @@ def test_demo_is_the_contract() -> None:
     assert config.data.name == "digits"
     assert config.partition.clients == 10
     assert config.simulation.dropped_per_round == 1
-    assert config.local_dp.delta == config.distributed_dp.delta == 1e-5
+    assert config.local_dp.delta == 1e-5
+    rows = ["none-inf"] + [f"{m}-{e}" for m in ("local-dp", "distributed-dp") for e in (8, 3, 1)]
     assert [run.name for run in config.runs()] == [
-        f"{row}-s{seed}"
-        for row in (
-            "none-inf",
-            *(f"{m}-dp-{e}" for m in ("distributed", "local") for e in (8, 3, 1)),
-        )
-        for seed in (0, 1, 2)
+        f"{row}-s{seed}" for row in rows for seed in (0, 1, 2)
     ]
+    assert config.delta == config.distributed_dp.delta == 1e-5
 
 
 def test_unknown_key_is_refused_with_the_nearest_known_one() -> None:

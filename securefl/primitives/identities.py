@@ -276,7 +276,8 @@ class Roster:
 
         Args:
             identities: everybody who is to be in it.
-            previous: the roster so far; whoever stays keeps its id, and no id is given twice.
+            previous: the roster so far; whoever stays keeps its id, and no other party gets an id
+                that is in it. Who left before it was made is not known here.
 
         Raises:
             ConfigurationError: for one name or key twice, or a name whose key in ``previous`` is
@@ -312,7 +313,7 @@ class Roster:
         """
         try:
             raw = json.loads(_text(path), object_pairs_hook=_no_duplicates)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{path} is no roster: {error}") from None
         return cls.from_json(raw, source=path)
 

@@ -166,9 +166,9 @@ class Engine:
         self.rounds = (
             config.training.rounds if self.shared is None else self.shared.plan.most_rounds
         )
-        optimiser = make_optimiser(config, spec.mode, self.model.dim)
+        self._averaging = make_optimiser(config, spec.mode, self.model.dim)
         self.optimiser: ServerStep = (
-            optimiser if self.plain is None else self.plain.server(optimiser)
+            self._averaging if self.plain is None else self.plain.server(self._averaging)
         )
         self.drops = DropPlan(
             seed=spec.seed,
@@ -324,6 +324,8 @@ class Engine:
                 "use it with mode none only"
             )
         codec = shared.codec
+        rate = self.config.noise_shares(self.spec.mode).learning_rate_of(state.next_round)
+        self._averaging.learning_rate = rate  # of the round, so that a resumed run has it too
         with shared.paying(participants, state.next_round) as (taking_part, population):
             outcome = private_round(
                 round_index=state.next_round,
@@ -431,7 +433,8 @@ class Engine:
         participants: Mapping[ClientId, Participant],
     ) -> None:
         begin = time.process_time()
-        loss, accuracy = self._evaluate(state.vector)
+        measured = (state.next_round + 1) % self.config.simulation.evaluate_every == 0
+        loss, accuracy = self._evaluate(state.vector) if measured else (None, None)
         seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
         cohort = outcome.cohort or self.cohorts.of(state.next_round)
         present = [client for client in cohort if client not in outcome.refused]

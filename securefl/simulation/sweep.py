@@ -239,7 +239,7 @@ def _summary(config: RunConfig, dataset: TrainTest, results: Sequence[RunResult]
         "train_size": len(dataset.train),
         "test_size": len(dataset.test),
         "clients": config.partition.clients,
-        "rounds": max(config.rounds(mode) for mode in config.sweep.modes),
+        "rounds": config.rounds(config.sweep.modes[0]),
         "delta": config.delta,
         "rows": [
             _row(mode, epsilon, [r.summary for r in results if _key(r.spec) == (mode, epsilon)])
@@ -282,6 +282,7 @@ def _row(mode: Mode, epsilon: float | None, runs: Sequence[Mapping[str, Any]]) -
         "accuracy": math.fsum(accuracies) / len(accuracies),
         "accuracy_min": min(accuracies),
         "seeds": [run["seed"] for run in runs],
+        "rounds": max(run["rounds"] for run in runs),
         "dropped": sum(run["dropped"] for run in runs),
         "bytes_up_per_client": math.fsum(run["bytes_up_per_client"] for run in runs) / len(runs),
         "seconds": math.fsum(run["seconds"] for run in runs),

@@ -38,9 +38,21 @@ def test_demo_reaches_its_accuracy_within_its_budget(
     # at least four of their standard deviations above these floors: false alarms below 1e-4.
     found = row(demo, mode, epsilon)
     assert found["accuracy"] >= least
-    assert found["dropped"] == 3 * demo["rounds"]
+    assert found["dropped"] == 3 * demo["rounds"]  # planned rounds of the modes without sharing
     if epsilon is not None:
         assert 0.99 * epsilon < found["epsilon"] <= epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "least"), [(8.0, 0.925), (3.0, 0.91), (1.0, 0.80)])
+def test_shared_noise_costs_little_and_never_passes_its_target(
+    demo: Any, epsilon: float, least: float
+) -> None:
+    """Three sweeps gave 94.6 to 95.0 %, 92.9 to 94.5 % and 84.4 to 87.1 % at epsilon 8, 3 and 1."""
+    found = row(demo, "distributed-dp", epsilon)
+    assert found["accuracy"] >= least
+    assert 0.97 * epsilon < found["epsilon"] <= epsilon
+    # The page's point: at the same epsilon the shared noise is the better model.
+    assert found["accuracy"] > row(demo, "local-dp", epsilon)["accuracy"]
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ def test_the_command_line_page_lists_every_option_preset_and_exit_code() -> None
     page = (DOCS / "reference" / "cli.md").read_text("utf-8")
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]  # a group
     headings = re.findall(r"^## `securefl (\w+)`$", page, re.MULTILINE)
-    assert headings == list(commands) == ["train", "plan", "audit", "paillier"]
+    assert headings == list(commands)
     for name, section in zip(headings, re.split(r"^## `.*`$", page, flags=re.M)[1:], strict=True):
         inner = getattr(commands[name], "commands", {})
         for word in inner:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def example() -> Iterator[Callable[[str], ModuleType]]:
     """`example("convergence")`: the program as a module, imported as it imports itself."""
-    folders = [str(ROOT / "examples"), str(ROOT / "examples" / "common_mistakes")]
+    folders = [str(ROOT / "examples" / name) for name in ("", "common_mistakes", "embed_asyncio")]
     sys.path[:0] = folders
     before = set(sys.modules)
     try:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from securefl.cli import app
 from securefl.config import load_preset
 from securefl.errors import CheckpointError, ConfigurationError
 from securefl.round import ClientId
+from securefl.simulation.checkpoint import latest_checkpoint
 from securefl.simulation.cohorts import Cohorts
 from securefl.simulation.engine import Engine, read_metrics
 from securefl.simulation.schemes import scheme_of
@@ -128,6 +130,30 @@ def test_a_checkpoint_that_forgot_its_clients_is_refused(tmp_path, tumours):
         engine.plain.trainer(ClientId(2))
     with pytest.raises(CheckpointError, match="who was in the opened sums"):
         engine.cohorts.restore({})
+
+
+def test_after_a_run_the_global_control_is_the_mean_of_the_clients(tmp_path, tumours):
+    chosen = config('training.algorithm="scaffold"', EQUAL, ENCODED, "training.rounds=5")
+    chosen = chosen.model_copy(
+        update={"simulation": chosen.simulation.model_copy(update={"dropped_per_round": 1})}
+    )
+    run(chosen, tmp_path / "run", tumours)
+    arrays = latest_checkpoint(tmp_path / "run" / "checkpoints").arrays
+    controls = [arrays[f"client/{client}/control"] for client in range(5)]
+    assert all(np.abs(control).max() > 1e-3 for control in controls)
+    assert np.abs(arrays["model"][62:] - np.mean(controls, axis=0)).max() < 1e-4
+
+
+def test_a_resumed_run_remembers_who_was_in_the_opened_sums():
+    settings = config()
+    make = partial(Cohorts, settings, seed=0, clients=5, scheme=scheme_of(settings))
+    whole, resumed = make(), make()
+    whole.opened([ClientId(c) for c in (0, 1, 2, 3)])
+    resumed.restore(whole.state())
+    for cohorts in (whole, resumed):
+        assert cohorts.exposed == 0
+        cohorts.opened([ClientId(c) for c in range(5)])
+        assert cohorts.exposed == 1
 
 
 @pytest.mark.parametrize("kind", ["steps", "quality"])

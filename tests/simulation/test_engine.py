@@ -30,6 +30,7 @@ SMALL = (
     "partition.clients=5",
     'sweep.modes=["none", "local-dp"]',
     "sweep.epsilons=[8.0]",
+    'sweep.modes=["none", "local-dp"]',
     "sweep.seeds=[0]",
 )
 
@@ -622,6 +623,7 @@ def test_a_rows_epsilon_is_the_largest_of_its_runs() -> None:
         {
             "epsilon": epsilon,
             "accuracy": 0.5,
+            "rounds": 3,
             "seed": seed,
             "dropped": 1,
             "bytes_up_per_client": 1.0,

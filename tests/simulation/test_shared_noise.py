@@ -25,6 +25,7 @@ from securefl.simulation.engine import Engine, RunResult, read_metrics
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.sweep import run_sweep
 from securefl.simulation.transports import DropPlan
+from securefl.training.apply import ServerOptimiser
 from securefl.training.data import TrainTest, load
 
 SMALL = (
@@ -351,7 +352,7 @@ def test_slots_that_hold_numbers_are_so_wide_that_no_clients_wrap_is_seen(
     assert numbers.shared.plan.spec.resolution == residues.shared.plan.spec.resolution
     bits = (2 * residues.shared.plan.spec.reach).bit_length() - 1
     section = mode.replace("-", "_")
-    with pytest.raises(ConfigurationError, match=r"adds numbers and not residues|bits"):
+    with pytest.raises(ConfigurationError, match=r"adds numbers|bits"):
         engine(
             config(mode, "aggregation.protocol=paillier", f"{section}.bits={bits}"),
             tmp_path / "c",
@@ -492,16 +493,16 @@ def test_adaptive_clipping_moves_the_norm_and_survives_a_restart(
     tmp_path: Path, digits: TrainTest
 ) -> None:
     settings = config("user-level-dp", 'user_level_dp.clipping="adaptive"')
-    run(settings, tmp_path / "run", digits, stop_after=2)
-    norms = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert len(set(norms)) == 2
-    made = engine(settings, tmp_path / "run", digits)
-    assert made.shared is not None
-    assert made.shared.clip_norm == 1.0
-    made.run(resume=True)
-    again = [line["clip_norm"] for line in read_metrics(tmp_path / "run")]
-    assert again[:2] == norms
-    assert abs(np.log(again[2] / norms[1])) <= 0.1 + 1e-9  # went on from there
+
+    def norms(folder: Path) -> list[float]:
+        return [line["clip_norm"] for line in read_metrics(folder)]
+
+    run(settings, tmp_path / "whole", digits, insecure=InsecureRandomness(4))
+    run(settings, tmp_path / "run", digits, stop_after=2, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")[:2]
+    run(settings, tmp_path / "run", digits, resume=True, insecure=InsecureRandomness(4))
+    assert norms(tmp_path / "run") == norms(tmp_path / "whole")
+    assert len(set(norms(tmp_path / "run"))) > 2
 
 
 # -- killed and resumed --------------------------------------------------------------------------
@@ -797,3 +798,38 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
 def test_impossible_cohorts_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         config("user-level-dp", *COHORT, override)
+
+
+def test_the_servers_rate_falls_over_the_planned_rounds_and_a_resumed_run_has_it_too(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    settings = config("distributed-dp", "distributed_dp.final_learning_rate=0.25")
+    wanted = settings.distributed_dp
+    rates = [wanted.learning_rate_of(i) for i in range(4 * wanted.steps)]
+    assert rates[0] == wanted.learning_rate
+    assert set(rates[wanted.steps - 1 :]) == {0.25}
+    assert np.ptp(np.diff(rates[: wanted.steps])) == pytest.approx(0, abs=1e-12)
+    used: list[float] = []
+    apply = ServerOptimiser.apply
+
+    def watched(self: ServerOptimiser, *args: Any, **kwargs: Any) -> Any:
+        used.append(self.learning_rate)
+        return apply(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServerOptimiser, "apply", watched)
+        run(settings, tmp_path, digits, stop_after=2)
+        run(settings, tmp_path, digits, resume=True)
+    assert used == rates[: len(used)]
+    assert len(used) >= wanted.steps
+
+
+def test_the_test_set_may_be_read_in_some_rounds_only_and_is_at_the_end(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    every = run(config("distributed-dp", "simulation.evaluate_every=3"), tmp_path, digits)
+    lines = read_metrics(tmp_path)
+    assert [line["round"] for line in lines if line["accuracy"] is not None] == [
+        line["round"] for line in lines if line["round"] % 3 == 2
+    ]
+    assert 0 < every.summary["accuracy"] <= 1

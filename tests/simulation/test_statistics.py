@@ -183,6 +183,16 @@ def test_a_private_release_costs_its_target_at_the_fewest_survivors_and_less_wit
         assert spent.value < 1.9
 
 
+def test_colluders_noise_does_not_count():
+    """Of 5 survivors 2 tell their shares: the other 3 must bring all of the noise by themselves."""
+    data = tables(1, 5)
+    stds = [
+        private(data, StatisticPrivacy(epsilon=2.0, colluding=colluding), threshold=5).error
+        for colluding in (0, 2)
+    ]
+    assert stds[1] / stds[0] == pytest.approx(np.sqrt(5 / 3), rel=0.02)
+
+
 def test_private_sums_are_the_pooled_sums_plus_noise_of_the_stated_deviation():
     """40 releases of 6 sums: the mean square is within 5 sigma; a false alarm in 10^6 runs."""
     data = tables(2, 4)

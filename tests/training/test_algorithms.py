@@ -342,6 +342,18 @@ def test_the_global_control_stays_the_mean_of_all_controls_whoever_drops(rounds,
     assert np.abs(state[model.dim :] - mean).max() < 1e-5
 
 
+def test_a_client_keeps_the_control_that_it_sent_also_where_clipping_cut_it(locals_):
+    model, clients = locals_()
+    algorithm = Scaffold(clients=3, control_scale=0.5)
+    trainer = algorithm.trainer(clients[0], clip_norm=0.01)
+    update = trainer.train(algorithm.begin(model.vector()), round_index=0)
+    sent = update.values[model.dim :]
+    assert np.linalg.norm(sent) == pytest.approx(0.01, rel=1e-4)
+    assert np.linalg.norm(update.values[: model.dim]) == pytest.approx(0.01, rel=1e-4)
+    trainer.settle(included=True)
+    assert trainer.control == pytest.approx(sent / 0.5, rel=1e-5)
+
+
 def test_an_unsettled_update_counts_as_lost(locals_):
     model, clients = locals_()
     trainer = Scaffold(clients=3).trainer(clients[0], clip_norm=C)

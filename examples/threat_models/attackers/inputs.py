@@ -68,7 +68,8 @@ def late_input(case: Case) -> float:
     stripped = strip_pair_masks(view, TARGET)
     if stripped is None:
         return 0.0
-    bare = (stripped - view.expand(PUBLIC_MASK)) & np.uint64(stage.config.modulus - 1)
+    bare: Ring = (stripped - view.expand(PUBLIC_MASK)) & np.uint64(stage.config.modulus - 1)
+    case.found.append(bare)
     return equal_fraction(bare, plain_sum(stage.inputs, [TARGET]))
 
 

@@ -49,7 +49,11 @@ Lists = Mapping[ClientId, Sequence[ClientId]]
 def reaches(view: View, stage: Stage, chosen: Iterable[ClientId]) -> float:
     """Fraction of the true sum over these clients that the view gives away."""
     members = list(chosen)
-    return equal_fraction(view.sum_of(members), plain_sum(stage.inputs, members))
+    opened = view.sum_of(members)
+    best = opened if opened is not None else view.best_of(members)
+    if best is not None:
+        stage.found.append(best)
+    return equal_fraction(opened, plain_sum(stage.inputs, members))
 
 
 def _judge(stage: Stage, case: Case, chosen: Iterable[ClientId] = (TARGET,)) -> float:
@@ -93,17 +97,28 @@ def both_kinds_at_once(case: Case) -> float:
 
 
 def split_view(
-    case: Case, *, n: int, t: int, c: int = 0, layout: Layout, signed: bool = False
+    case: Case,
+    *,
+    n: int,
+    t: int,
+    c: int = 0,
+    layout: Layout,
+    signed: bool = False,
+    checked: bool = False,
 ) -> float:
     """Some honest clients hear that the target dropped out, the others that it did not.
 
-    The thresholds' rules are off, as in a library that only documents them. ``signed``: every
-    client wants t signatures on its list; colluders sign both.
+    ``signed``: every client wants t signatures on its list; colluders sign both. ``checked``: the
+    rules for thresholds hold; else they are off, as in a library that only documents them.
     """
     least = max(3, t + (layout is Layout.OTHERS))
-    plan = Plan(n=n, t=t, n_min=least, layout=layout, active=signed, checked=False)
+    plan = Plan(n=n, t=t, A=max(1, c), n_min=least, layout=layout, active=signed, checked=checked)
     colluders = [ClientId(v) for v in range(n - c + 1, n + 1)]
-    stage = Stage.of(plan, case=case, colluders=colluders)
+    try:
+        stage = Stage.of(plan, case=case, colluders=colluders)
+    except ConfigurationError as error:
+        case.refused.append((TARGET, error))
+        return 0.0
     stage.play("consistency_check" if signed else "unmasking")
     others = [u for u in stage.honest if u != TARGET]
     needs = t - c + (signed and layout is Layout.OTHERS)  # an own signature does not count
@@ -181,24 +196,32 @@ def shrink_lists(n: int, t: int, c: int, layout: Layout, kept: int) -> Lists | N
     }
 
 
-def shrink(case: Case, *, n: int, t: int, c: int = 0, layout: Layout) -> tuple[float, int]:
-    """Every client a list of its own that passes all its checks; no list is signed.
+def shrink(
+    case: Case, *, n: int, t: int, c: int = 0, layout: Layout, signed: bool = False
+) -> float:
+    """Every client a list of its own that passes all its checks; the smallest sum is opened.
 
-    Returns:
-        Recovered fraction of the smallest sum, and how many honest clients are in it.
+    ``signed``: clients want t signatures over the very list that they signed; they get those there
+    are. The sum has :func:`smallest_sum` honest clients.
     """
     kept = smallest_sum(n, t, c, layout)
     lists = shrink_lists(n, t, c, layout, kept)
     if lists is None:
         raise ConfigurationError(f"no lists open a sum of {kept} for n={n}, t={t}, c={c}")
     least = max(3, t + (layout is Layout.OTHERS))
-    plan = Plan(n=n, t=t, n_min=least, layout=layout, active=False, checked=False)
+    plan = Plan(n=n, t=t, n_min=least, layout=layout, active=signed, checked=False)
     colluders = [ClientId(v) for v in range(n - c + 1, n + 1)]
     stage = Stage.of(plan, case=case, colluders=colluders)
-    stage.play("unmasking")
+    stage.play("consistency_check" if signed else "unmasking")
+    mine = {u: stage.signature(u, alive) for u, alive in lists.items()} if signed else {}
     for u, alive in lists.items():
-        stage.ask(u, alive, peers=stage.peers(u))
-    return _judge(stage, case, stage.honest[:kept]), kept
+        if signed:
+            helpers = [(v, stage.signature(v, alive)) for v in stage.colluders]
+            same = [(v, mine[v]) for v in alive if v in lists and v != u and lists[v] == alive]
+            stage.ask_signed(u, sorted([*same, *helpers]))
+        else:
+            stage.ask(u, alive, peers=stage.peers(u))
+    return _judge(stage, case, stage.honest[:kept])
 
 
 # -- the same lies against clients that want signatures -----------------------------------------

@@ -274,3 +274,45 @@ def ring_order(stage: Stage) -> list[ClientId]:
         fresh = [v for v in near[last] if v not in order]
         order.append(max(fresh, key=lambda v: (len(near[v] & near[last]), -v)))
     return order
+
+
+def _only_target(case: Case) -> tuple[Stage, dict[ClientId, IdentityKey]]:
+    """A cohort of 1000 with identities, of whom only the target runs."""
+    identities = {ClientId(u): IdentityKey(_identity(u)) for u in range(1, FAR.n + 1)}
+    absent = [u for u in identities if u != TARGET]
+    stage = Stage.of(FAR, case=case, absent=absent, identities=identities)
+    stage.start()
+    return stage, identities
+
+
+def neighbouring_colluders(case: Case) -> list[ClientId]:
+    """Which of the last 50 ids the graph puts beside the target."""
+    stage, _ = _only_target(case)
+    helpers = [ClientId(u) for u in range(FAR.n - FAR.A + 1, FAR.n + 1)]
+    return stage.graph.peers(TARGET, helpers)
+
+
+def genuine_neighbours(case: Case, *, placed: bool) -> float:
+    """The target is shown its true neighbours, all entries genuine; colluders are among them.
+
+    ``placed``: the colluders enrolled when the graph was known, as neighbours of the target.
+    Otherwise they are the last 50 ids, fixed before the beacon. Neighbours that do not collude are
+    called dropped.
+    """
+    stage, identities = _only_target(case)
+    near = stage.graph.peers(TARGET, identities)
+    last = [ClientId(u) for u in range(FAR.n - FAR.A + 1, FAR.n + 1)]
+    helpers = near[: FAR.A] if placed else [v for v in near if v in last]
+    entries, pairs = honest_entries(stage), {}
+    for u in near:
+        tape = Tape()
+        entries[u] = signed_entry(stage, u, tape, identities[u])
+        if u in helpers:
+            pairs[u] = (tape.keys[0], tape.keys[1])
+    filler = [
+        RosterEntry(u, os.urandom(32), os.urandom(32), bytes(32), bytes(64))
+        for u in identities
+        if u not in entries
+    ]
+    everybody = sorted([*entries.values(), *filler])
+    return surround(stage, case, everybody, pairs, shown=[TARGET, *near])

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 from kit.rounds import CONTEXT, images_as_inputs
 from kit.transcript import read_transcript, write_transcript
-from kit.view import View
+from kit.view import Ring, View
 from numpy.typing import NDArray
 
 from securefl.errors import SecureFLError
@@ -157,12 +157,14 @@ class Case:
         seed: of the inputs.
         path: of the transcript.
         refused: filled by the attack: who refused a frame, and why.
+        found: filled by the attack: the best it has of what it wanted, recovered or not.
     """
 
     client: type[SecAggClient] = SecAggClient
     seed: int
     path: Path
     refused: list[tuple[ClientId, SecureFLError]] = field(default_factory=list)
+    found: list[Ring] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -186,6 +188,7 @@ class Stage:
     network: InMemoryNetwork = field(default_factory=InMemoryNetwork)
     inbox: dict[ClientId, bytes] = field(default_factory=dict)
     refused: list[tuple[ClientId, SecureFLError]] = field(default_factory=list)
+    found: list[Ring] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     sessions: dict[ClientId, bytes] = field(default_factory=dict)
 
@@ -246,7 +249,8 @@ class Stage:
         shape = config.graph_value
         if config.graph_source is GraphSource.BEACON:
             shape = beacon = os.urandom(32)
-            for machine in (server, *clients.values()):
+            server.set_beacon(beacon)
+            for machine in clients.values():
                 machine.set_beacon(beacon)
         return cls(
             config=config,
@@ -257,6 +261,7 @@ class Stage:
             identities=known,
             graph=graph_of(config, shape),
             refused=case.refused,
+            found=case.found,
         )
 
     # -- playing along ------------------------------------------------------------------------

@@ -180,6 +180,6 @@ def bars(
     ax.set_xlim(0, span * 1.12)
     if baseline is not None:
         ax.axvline(baseline, color=NEUTRAL, ls=":", lw=1.2)
-        ax.text(baseline, len(rows) - 0.45, " baseline", color=NEUTRAL, fontsize=7, va="top")
+        ax.text(baseline, len(rows) - 0.55, " baseline", color=NEUTRAL, fontsize=7, va="bottom")
     ax.set_xlabel(xlabel)
     ax.set_title(title)

@@ -199,10 +199,18 @@ class Result:
 
     @property
     def exceeds_cap(self) -> bool:
-        """Whether more was measured than theory allows: the whole interval, if there is one."""
+        """Whether more was measured than theory allows.
+
+        With an interval: if its middle is three half-widths above the cap, almost six standard
+        deviations. An attack that reaches its cap exactly would be outside of one half-width in
+        every fortieth run.
+        """
         if self.cap is None:
             return False
-        return (self.max if self.ci95 is None else self.ci95[0]) > self.cap + _ROUNDING
+        if self.ci95 is None:
+            return self.max > self.cap + _ROUNDING
+        low, high = self.ci95
+        return (low + high) / 2 - 1.5 * (high - low) > self.cap + _ROUNDING
 
     @property
     def passed(self) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
 CONTEXT = bytes(range(32))
 """What model, codec and plan hash to, where a program has none."""
 _LOW_BITS = 12
+_NO_DEMANDS = ClientPolicy(gamma=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ def secure_round(
     drops: Mapping[str, Collection[ClientId]] | None = None,
     round_id: int = 0,
     context: bytes = CONTEXT,
+    policy: ClientPolicy = _NO_DEMANDS,
 ) -> Recorded:
     """Runs one session of SecAgg as shipped, and records it.
 
@@ -114,6 +116,7 @@ def secure_round(
         drops: phase to clients that vanish before it.
         round_id: of training.
         context: 32 bytes.
+        policy: what every client demands.
 
     Returns:
         Configuration and file. The opened sum is in the file: ``view().sum_of(survivors)``.
@@ -134,7 +137,7 @@ def secure_round(
         config,
         cohort.ids,
         context_digest=context,
-        policy=ClientPolicy(gamma=0),
+        policy=policy,
         identities={u: IdentityKey(os.urandom(32)) for u in cohort} if active else {},
         beacon=os.urandom(32),
     )

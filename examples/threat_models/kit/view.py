@@ -334,6 +334,25 @@ class View:
             return None
         return self.expand(self.keys.pair_mask_key(agreed, self._seen[u].session, u, v))
 
+    def best_of(self, chosen: Iterable[ClientId]) -> Ring | None:
+        """The sum of their masked inputs with every mask taken off that is known.
+
+        What an attacker is left with where :meth:`sum_of` gives None; for a picture.
+        """
+        members = {u for u in chosen if u in self._seen and self._seen[u].masked}
+        if not members:
+            return None
+        total = np.zeros(self.config.m, dtype=np.uint64)
+        for u in sorted(members):
+            own = self.self_mask(u)
+            total += self.masked(u) if own is None else self.masked(u) - own
+            for v in self._seen[u].partners:
+                mask = None if v in members else self.pair_mask(u, v)
+                if mask is not None:
+                    total += -mask if sign(u, v) > 0 else mask
+        result: Ring = total & np.uint64(self.config.modulus - 1)
+        return result
+
     def sum_of(self, chosen: Iterable[ClientId]) -> Ring | None:
         """The sum over these clients alone; None if a secret for it is missing."""
         members = set(chosen)

@@ -87,12 +87,16 @@ class Ballots:
 
         Raises:
             NoVote: for a list that this peer would never open, of too few or of dealers whose keys
-                it does not have; or a signature that is not u's on the list with these keys. That
-                need not be u's fault: somebody on the list may have given u another key.
+                it does not have; for more lists of a liar than there are peers; or a signature that
+                is not u's on the list with these keys. That need not be u's fault: somebody on the
+                list may have given u another key.
         """
         survivors = pack_bitmap(alive)
         if self.by_list.get(survivors, {}).get(u) == signature:
             return None  # the same one comes back in everybody's certificate
+        if u in self._blamed and len(self._signed(u)) >= self._config.n:
+            # Honest peers sign fewer lists; the rest would only fill this peer's memory.
+            raise NoVote(Reason.EQUIVOCATION)
         statement = self.statement(alive)
         if statement is None or int(alive.sum()) < self._config.n_min:
             raise NoVote(Reason.ROSTER_MISMATCH)
@@ -104,8 +108,11 @@ class Ballots:
         self._statements[survivors] = statement
         return self._contradiction(u)
 
+    def _signed(self, u: ClientId) -> list[bytes]:
+        return [survivors for survivors, votes in self.by_list.items() if u in votes]
+
     def _contradiction(self, u: ClientId) -> SignedTwice | None:
-        signed = [survivors for survivors, votes in self.by_list.items() if u in votes]
+        signed = self._signed(u)
         if len(signed) < 2 or u in self._blamed:
             return None
         self._blamed.add(u)

@@ -52,10 +52,16 @@ class FolderRegister:
 
     Args:
         folder: made with mode 0700 if it does not exist.
+
+    Raises:
+        ConfigurationError: if it cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make the register {folder}: {error}") from None
         self._folder = folder
 
     def enter(self, session: bytes) -> bool:
@@ -68,6 +74,8 @@ class FolderRegister:
             descriptor = os.open(
                 self._folder / session.hex(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
             )
+            os.close(descriptor)
+            sync_folder(self._folder)
         except FileExistsError:
             return False
         except OSError as error:
@@ -75,6 +83,4 @@ class FolderRegister:
                 f"the register {self._folder} cannot be written ({error}): nothing was sent; "
                 "repair the disk and propose a new session"
             ) from None
-        os.close(descriptor)
-        sync_folder(self._folder)
         return True

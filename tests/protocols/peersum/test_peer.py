@@ -224,6 +224,22 @@ def test_a_register_that_cannot_be_written_lets_nothing_be_sent(kit: Any, tmp_pa
     (tmp_path / "sessions").rmdir()
     with pytest.raises(ConfigurationError, match="nothing was sent"):
         register.enter(bytes(32))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot make the register"):
+        FolderRegister(tmp_path / "file")
+
+
+def test_an_entry_that_may_not_be_on_the_disk_lets_nothing_be_sent(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> None:
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr("securefl.protocols.peersum.sessions.sync_folder", broken)
+    register = FolderRegister(tmp_path / "sessions")
+    with pytest.raises(ConfigurationError, match="nothing was sent"):
+        register.enter(bytes(32))
+    assert not register.enter(bytes(32)), "it counts as entered all the same"
 
 
 # -- hostile frames -----------------------------------------------------------------------------
@@ -465,6 +481,24 @@ def test_a_second_confirm_is_evidence_whenever_it_comes(kit: Any) -> None:
         out = bench.peers[ONE].receive(forged, SIX)
         assert [type(event) for event in out] == [ClientEquivocated, SignedTwice]
         check_signed_twice(out[1], bench.directory)
+
+
+def test_a_liar_that_signs_list_after_list_fills_no_memory(kit: Any) -> None:
+    bench = kit.make(8, D=1)
+    bench.to("confirm")
+    bench.deliver()
+    eight = ClientId(8)
+    lists = [
+        [u not in (a, b) for u in range(8)] for a in range(8) for b in range(a + 1)
+    ]  # 36, of seven or six peers
+    for number, alive in enumerate(lists):
+        if number == 18:
+            bench.finish()  # and goes on when all is over
+        lie = Confirm(alive=np.array(alive), signature=signature_on(bench, eight, alive)).encode()
+        bench.peers[ONE].receive(bench.forged(eight, ONE, MessageType.CONFIRM, lie), eight)
+    known = bench.peers[ONE]._ballots.by_list
+    assert sum(eight in votes for votes in known.values()) == 8
+    assert bench.opened()[ONE] == bench.plain_sum(range(1, 9))
 
 
 def test_no_sum_of_shares_counts_for_another_list(kit: Any) -> None:

@@ -1,0 +1,1 @@
+"""A Flower app: a PyTorch model of handwritten digits, trained by several sites."""

@@ -1,0 +1,500 @@
+"""A node's own rules: ``node.toml``, which no server and no submitter of a run can change.
+
+Flower gives a node two configurations. ``node_config`` comes from the command line of its own
+SuperNode and names the file read here; ``run_config`` comes with the app from whoever submitted the
+run, and nothing in this module looks at it. A run can be stricter than the floor, never weaker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from securefl.errors import ConfigurationError
+from securefl.flower.errors import Code, Refusal
+from securefl.flower.plan import Kind, Plan
+from securefl.flower.state import Journal, MemoryJournal, SqliteJournal
+from securefl.primitives.channel import sha256
+from securefl.primitives.identities import Roster, load_identity, permissions_of
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
+from securefl.protocols.policy import SIGMA, ClientPolicy, check_identities, check_membership
+from securefl.protocols.secagg.params import check_policy
+from securefl.round import Adversary, ClientId, Protocol, RoundConfig, Usage, ceil_rate, dst
+
+if TYPE_CHECKING:
+    from accounting import Event
+    from securefl.flower.privacy import Budget
+
+__all__ = ["NODE_KEY", "SIMULATION", "Clear", "Floor", "Node", "NodeFile", "SumProtocol"]
+
+logger = logging.getLogger(__name__)
+
+NODE_KEY = "securefl"
+"""Key of the node file in a SuperNode's ``--node-config``."""
+
+SIMULATION = "SECUREFL_FLOWER_SIMULATION"
+"""Environment variable that lets a node without a node file take part, for simulations."""
+
+_SCHEMA = "securefl-node/1"
+
+
+class SumProtocol(StrEnum):
+    """The protocols that run under Flower."""
+
+    SECAGG = "secagg"
+    SECAGG_PLUS = "secagg+"
+
+    @property
+    def wire(self) -> Protocol:
+        """Its number."""
+        return Protocol.SECAGG if self is SumProtocol.SECAGG else Protocol.SECAGG_PLUS
+
+
+_ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PrivacyFloor(_Strict):
+    """Differential privacy that the node demands; a run without it is refused."""
+
+    unit: str = Field(pattern="^client$")
+    min_noise_multiplier: float = Field(gt=0, allow_inf_nan=False)
+    max_clip_norm: float = Field(gt=0, allow_inf_nan=False)
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1)
+
+
+class Floor(_Strict):
+    """The least that a run must promise.
+
+    Attributes:
+        adversary: the lowest accepted; "semi-honest" accepts both kinds of session.
+        protocols: the accepted ones.
+        min_cohort: fewest inputs in an opened sum; at least 3.
+        max_corrupt: how many clients must be assumed to help the server: a number or, as text, a
+            rate. 0 assumes that nobody ever does.
+        security_bits: statistical security of SecAgg+'s random graph.
+        max_examples: more examples than this the node never reports. A run that weighs by examples
+            and allows fewer is refused before anything is trained. Without it such a run is refused
+            only if the true number is too large, and that refusal tells the number to a server
+            that asks again and again.
+        privacy: None demands no differential privacy.
+    """
+
+    adversary: str = Field(default="active", pattern="^(semi-honest|active)$")
+    protocols: tuple[Annotated[SumProtocol, Field(strict=False)], ...] = Field(
+        default=(SumProtocol.SECAGG, SumProtocol.SECAGG_PLUS), strict=False, min_length=1
+    )
+    min_cohort: int = Field(default=3, ge=3)
+    max_corrupt: int | str = "1/20"
+    security_bits: int = Field(default=SIGMA, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
+    privacy: PrivacyFloor | None = None
+
+    @field_validator("max_corrupt")
+    @classmethod
+    def _rate(cls, value: int | str) -> int | str:
+        if isinstance(value, int):
+            if value < 0:
+                raise ValueError(f"max_corrupt must be at least 0, found {value}")
+        else:
+            ceil_rate(value, 1)
+        return value
+
+    def least_corrupt(self, n: int) -> int:
+        """How many of n clients a configuration must assume corrupt at least."""
+        if isinstance(self.max_corrupt, int):
+            return self.max_corrupt
+        return ceil_rate(self.max_corrupt, n)
+
+    def client_policy(self, n: int) -> ClientPolicy:
+        """What the machine of a session of n clients demands in every phase."""
+        least = min(self.least_corrupt(n), n)
+        return ClientPolicy(
+            adversary=_ADVERSARIES[self.adversary],
+            gamma=Fraction(least, n),
+            n_min=self.min_cohort,
+            assume_no_corruption=self.max_corrupt == 0,
+            sigma=self.security_bits,
+        )
+
+
+class Clear(_Strict):
+    """What may be answered without any protection; by default nothing.
+
+    Attributes:
+        evaluate: the app's evaluation functions, metrics in clear.
+        query: names of the app's query functions.
+    """
+
+    evaluate: bool = False
+    query: tuple[str, ...] = Field(default=(), strict=False)
+
+
+class NodeFile(_Strict):
+    """``node.toml``; see docs/how-to/flower.md."""
+
+    schema_: str = Field(alias="schema", pattern=f"^{_SCHEMA}$")
+    identity: str | None = None
+    roster: str | None = None
+    journal: str | None = None
+    ledger: str | None = None
+    floor: Floor = Floor()
+    clear: Clear = Clear()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node's rules and keys, loaded anew for every message.
+
+    Attributes:
+        floor, clear: see there.
+        identity: long-term key; None on nodes that accept a semi-honest server only.
+        roster: who is who; None likewise.
+        journal: what was answered.
+        storage_key: seals the state between two messages; 32 bytes.
+        budget: this node's ledger; None where it demands no privacy.
+    """
+
+    floor: Floor
+    clear: Clear
+    identity: IdentityKey | None
+    roster: Roster | None
+    journal: Journal
+    storage_key: bytes
+    budget: Budget | None = None
+
+    def __repr__(self) -> str:
+        return f"Node(floor={self.floor!r}, clear={self.clear!r}, <secrets>)"
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any], *, node_id: int) -> Self:
+        """The node that a SuperNode was started as.
+
+        Args:
+            node_config: what stands after ``--node-config``.
+            node_id: Flower's; tells the nodes of a simulation apart, which share processes.
+
+        Raises:
+            Refusal: IDENTITY, if there is no node file and this is no simulation, or the file or
+                what it names cannot be used.
+        """
+        path = node_config.get(NODE_KEY)
+        try:
+            if path is None:
+                return cls._simulated(node_id)
+            if not isinstance(path, str):
+                raise ConfigurationError(f"{NODE_KEY} in --node-config must be a path")
+            return cls.load(Path(path))
+        except ConfigurationError as error:
+            raise Refusal(Code.IDENTITY, str(error)) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads ``node.toml``. Relative paths in it start at its own folder.
+
+        Raises:
+            ConfigurationError: if the file, or one that it names, is missing or malformed; or if a
+                floor against an active server comes without identity, roster and journal.
+        """
+        try:
+            raw = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is no TOML: {error}") from None
+        try:
+            file = NodeFile(**raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"{path}, {where}: {first['msg']}") from None
+        missing = [n for n in ("identity", "roster", "journal") if getattr(file, n) is None]
+        if file.floor.adversary == "active" and missing:
+            raise ConfigurationError(
+                f'{path}: a floor of adversary = "active" (the default) needs identity, roster and '
+                f"journal; missing: {', '.join(missing)}"
+            )
+        return cls._of_file(file, path.parent)
+
+    @classmethod
+    def _of_file(cls, file: NodeFile, folder: Path) -> Self:
+        identity = None if file.identity is None else load_identity(folder / file.identity)
+        roster = None if file.roster is None else Roster.load(folder / file.roster)
+        if identity is not None and roster is not None:
+            own = roster.member_of(identity.public)
+            if own is None:
+                raise ConfigurationError(
+                    f"the roster {file.roster} does not list this node's identity {file.identity}"
+                )
+        journal: Journal = MemoryJournal()
+        if file.journal is not None:
+            journal = SqliteJournal(folder / file.journal)
+        if identity is not None:
+            storage_key = identity.derived_key(dst(Usage.STATE_EXPORT, _LABEL) + b"flower state")
+        elif file.journal is not None:
+            storage_key = _storage_key(folder / (file.journal + ".key"))
+        else:
+            raise ConfigurationError(
+                "a node file names an identity or a journal, so that the state between two "
+                "messages can be sealed; found neither"
+            )
+        budget = None
+        if file.floor.privacy is not None:
+            if file.ledger is None or file.journal is None:
+                raise ConfigurationError(
+                    "a floor of privacy needs ledger and journal: what was spent must outlive the "
+                    "process"
+                )
+            from securefl.flower.privacy import Budget  # noqa: PLC0415  # keeps scipy out
+
+            budget = Budget(
+                folder / file.ledger,
+                population="this node",
+                epsilon=file.floor.privacy.epsilon,
+                delta=file.floor.privacy.delta,
+            )
+        return cls(
+            floor=file.floor,
+            clear=file.clear,
+            identity=identity,
+            roster=roster,
+            journal=journal,
+            storage_key=storage_key,
+            budget=budget,
+        )
+
+    @classmethod
+    def _simulated(cls, node_id: int) -> Self:
+        if os.environ.get(SIMULATION) != "1":
+            raise ConfigurationError(
+                f"this node has no policy: start the SuperNode with --node-config "
+                f"'{NODE_KEY}=\"/path/to/node.toml\"' (docs/how-to/flower.md)"
+            )
+        logger.warning("SIMULATION (%s=1): no identity, no floor, nothing is protected", SIMULATION)
+        return cls(
+            floor=Floor(adversary="semi-honest", max_corrupt=0),
+            clear=Clear(),
+            identity=None,
+            roster=None,
+            journal=_SIMULATED.setdefault(node_id, MemoryJournal()),
+            # Actors of a simulation hand their states to each other: one key for all.
+            storage_key=sha256(b"securefl flower simulation"),
+        )
+
+    # -- the floors -------------------------------------------------------------------------------
+
+    def own_id(self, config: RoundConfig, offered: int) -> ClientId:
+        """This node's id in a session: the roster's against a server that may lie.
+
+        Raises:
+            Refusal: IDENTITY, if such a session finds no identity here.
+        """
+        if config.adversary is not Adversary.ACTIVE:
+            return ClientId(offered)
+        if self.identity is None or self.roster is None:
+            raise Refusal(
+                Code.IDENTITY, "a session against an active server needs identity and roster"
+            )
+        member = self.roster.member_of(self.identity.public)
+        if member is None:
+            raise Refusal(Code.IDENTITY, "the roster does not list this node's identity")
+        return member.client
+
+    def check(self, config: RoundConfig, plan: Plan, u: ClientId) -> ClientPolicy:
+        """Whether a configuration meets the floors; what the machine is to demand.
+
+        Raises:
+            Refusal: with the code of the first floor that is not met.
+        """
+        floor = self.floor
+        if config.protocol not in {protocol.wire for protocol in floor.protocols}:
+            raise Refusal(
+                Code.ADVERSARY,
+                f"protocol {config.protocol.name} is not among the node's {list(floor.protocols)}",
+            )
+        if config.adversary < _ADVERSARIES[floor.adversary]:
+            raise Refusal(
+                Code.ADVERSARY,
+                f"the node demands protection against an {floor.adversary} server, the "
+                f"configuration offers {config.adversary.name}",
+            )
+        if config.adversary is Adversary.ACTIVE and not self.journal.durable:
+            raise Refusal(
+                Code.STATE_LOST, "without a journal on the disk only semi-honest sessions run"
+            )
+        if config.n_min < floor.min_cohort:
+            raise Refusal(
+                Code.COHORT,
+                f"the node hides among at least {floor.min_cohort} inputs, the configuration "
+                f"allows {config.n_min}",
+            )
+        if plan.weighted and floor.max_examples is not None:
+            _check_weights(plan, floor.max_examples)
+        self._check_privacy(config, plan)
+        policy = floor.client_policy(config.n)
+        if floor.least_corrupt(config.n) > config.A:
+            raise Refusal(
+                Code.THRESHOLD,
+                f"the node assumes at least {floor.least_corrupt(config.n)} corrupt clients among "
+                f"{config.n}, the configuration {config.A}",
+            )
+        _refuse(Code.THRESHOLD, lambda: check_policy(config, policy))
+        _refuse(Code.COHORT, lambda: check_membership(u, config, config.context_digest))
+        if config.adversary is Adversary.ACTIVE:
+            _refuse(
+                Code.IDENTITY, lambda: check_identities(u, config, self.identity, self.directory)
+            )
+        return policy
+
+    def _check_privacy(self, config: RoundConfig, plan: Plan) -> None:
+        """Noise, clip norm and what they rest on."""
+        terms, floor = plan.privacy, self.floor.privacy
+        if terms is not None and terms.honest_shares > config.n_min - config.A:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the noise needs {terms.honest_shares} honest shares, the configuration leaves "
+                f"{config.n_min} - {config.A}",
+            )
+        if floor is None:
+            return
+        if terms is None or plan.codec is None:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node demands differential privacy (epsilon {floor.epsilon}), this "
+                f"{plan.kind} has none",
+            )
+        if terms.noise_multiplier < floor.min_noise_multiplier:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node demands a noise multiplier of {floor.min_noise_multiplier}, the plan "
+                f"has {terms.noise_multiplier}",
+            )
+        if plan.codec.clip_norm > floor.max_clip_norm:
+            raise Refusal(
+                Code.PRIVACY,
+                f"the node's updates may be {floor.max_clip_norm} long, the plan allows "
+                f"{plan.codec.clip_norm}",
+            )
+
+    # -- the node's own budget --------------------------------------------------------------------
+
+    def check_budget(self, config: RoundConfig, plan: Plan) -> None:
+        """Whether the node's ledger covers this session, before anything is trained.
+
+        Raises:
+            Refusal: PRIVACY.
+        """
+        if self.budget is not None and not self.budget.fits(_worst(config, plan)):
+            raise Refusal(Code.PRIVACY, "the node's own budget does not cover this session")
+
+    def reserve(self, config: RoundConfig, plan: Plan, attempt: bytes) -> None:
+        """Charges the worst sum that may be opened, before the masked vector leaves.
+
+        Raises:
+            Refusal: PRIVACY, if it does not fit.
+        """
+        if self.budget is None:
+            return
+        from accounting import AccountingError  # noqa: PLC0415  # keeps scipy out
+
+        try:
+            self.budget.reserve(_worst(config, plan), number=config.round_id, key=attempt.hex())
+        except AccountingError as error:
+            raise Refusal(Code.PRIVACY, str(error)) from None
+
+    def settle(self, config: RoundConfig, plan: Plan, attempt: bytes, survivors: int) -> None:
+        """Charges what the survivors make of it, before this node helps to open the sum.
+
+        Raises:
+            Refusal: PRIVACY, if that is more than was reserved; the reservation stays.
+        """
+        if self.budget is None:
+            return
+        from accounting import AccountingError, Evidence  # noqa: PLC0415  # keeps scipy out
+
+        evidence = Evidence(
+            planned=config.n,
+            survivors=survivors,
+            colluding_assumed=config.A,
+            protocol=config.protocol.name.lower(),
+            transcript=attempt.hex(),
+            modulus=config.modulus,
+        )
+        try:
+            event = plan.event(survivors, config.A)
+            self.budget.settle(event, key=attempt.hex(), evidence=evidence)
+        except (AccountingError, ConfigurationError) as error:
+            raise Refusal(Code.PRIVACY, str(error)) from None
+
+    @property
+    def directory(self) -> IdentityDirectory | None:
+        """Everybody's keys."""
+        return None if self.roster is None else self.roster.directory()
+
+    def allows_clear(self, kind: str, action: str) -> bool:
+        """Whether the app's own function may answer unprotected."""
+        if kind == Kind.EVALUATE:
+            return self.clear.evaluate
+        return kind == "query" and action in self.clear.query
+
+
+_LABEL = Protocol.SECAGG
+"""The protocol in labels of what belongs to the node and to no session."""
+
+_SIMULATED: dict[int, Journal] = {}
+"""Of the nodes that this process has played; it ends with the simulation."""
+
+
+def _worst(config: RoundConfig, plan: Plan) -> Event:
+    """The dearest sum of a session: with the fewest survivors that anybody opens."""
+    return plan.event(config.n_min, config.A)
+
+
+def _check_weights(plan: Plan, most: int) -> None:
+    if plan.max_weight < most:
+        raise Refusal(
+            Code.METRICS,
+            f"the node has up to {most} examples, the plan allows {plan.max_weight}: whether they "
+            "fit would tell how many there are",
+        )
+
+
+def _refuse(code: Code, check: Any) -> None:
+    try:
+        check()
+    except ConfigurationError as error:
+        raise Refusal(code, str(error)) from None
+
+
+def _storage_key(path: Path) -> bytes:
+    """A random key beside the journal, for nodes without an identity; made at the first use."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(32))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
+    complaint = permissions_of(path)
+    if complaint is not None:
+        raise ConfigurationError(complaint)
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise ConfigurationError(f"{path} must hold 32 bytes, found {len(key)}; delete it")
+    return key
