@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from accounting.empirical import Verdict, audit
 from attackers.codecs import SilentCodec
 from kit.aggregator import ADJACENCY, Aggregator, aggregator_mechanism, claim_of, ring_sum, spec_of
 from kit.metrics import DELTA, gaussian_epsilon, mu_of
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import secure_round
 from kit.streams import keyed
+
+from accounting.empirical import Verdict, audit
 from securefl.encoding.noisy import NoisyCodec
 from securefl.modular import RingVector
 from securefl.round import ClientId
@@ -195,8 +195,10 @@ def run(run: Run) -> Outcome:
         fraction = np.linspace(0, 0.992, 200)
         line = [gaussian_epsilon(mu_of(Z * math.sqrt(1 - f))) for f in fraction]
         ax.plot(fraction, line, color="black", lw=1.2, label="formula: z falls by sqrt((n-k)/n)")
-        for rows, colour, label in ((bare, plots.BAD, "noise planned for all n shares"),
-                                    (planned, plots.GOOD, "planned for n - k honest shares")):  # fmt: skip
+        for rows, colour, label in (
+            (bare, plots.BAD, "noise planned for all n shares"),
+            (planned, plots.GOOD, "planned for n - k honest shares"),
+        ):
             for i, row in enumerate(rows):
                 at = row.parameters["k"] / row.parameters["n"]
                 ax.plot([at] * len(row.per_seed), row.per_seed, "o", color=colour, ms=5,

@@ -5,9 +5,9 @@ Capability: it sees the one released sum and guesses for some canaries whether t
 Knowledge: the canaries, the codec's specification, the number of guesses, fixed beforehand.
 
 Training cannot be repeated thousands of times; one run with 2000 canaries can be audited. The bound
-is sound and loose: where the accountant says 4.75 it shows about a third of that, so that a mechanism
-with half the noise passes. It finds noise that is missing, not noise that is a little too small.
-And it has a ceiling: so many right guesses show no more than 4.84, whatever the mechanism does.
+is sound and loose: where the accountant says 4.75 it shows about a third of that, so that a
+mechanism with half the noise passes. It finds noise that is missing, not noise that is a little too
+small. And it has a ceiling: so many right guesses show 4.84 and no more, whatever is audited.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-
-from accounting.empirical import Guesses, guess_members, one_run
 from attackers.codecs import SilentCodec
 from kit.aggregator import ADJACENCY, claim_of, ring_sum, spec_of
 from kit.metrics import DELTA, clopper_pearson
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.streams import keyed
+from numpy.typing import NDArray
+
+from accounting.empirical import Guesses, guess_members, one_run
 from securefl.encoding.noisy import RECORDS_MARGIN, Contribution, NoisyCodec
 from securefl.round import AggregateSum, ClientId
 

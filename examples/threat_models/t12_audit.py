@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accounting.empirical import Claim, MechanismAudit, Noise, Verdict, audit
-from accounting.events import Poisson
 from attackers.codecs import SilentCodec, SourceOfRepeats, StaleRandom, weighted_after_clipping
 from kit.aggregator import ADJACENCY, Aggregator, aggregator_mechanism, claim_of, spec_of
 from kit.metrics import DELTA
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.streams import RandomBytes, keyed
+
+from accounting.empirical import Claim, MechanismAudit, Noise, Verdict, audit
+from accounting.events import Poisson
 from securefl.encoding.noisy import Contribution, NoisyCodec
 from securefl.primitives.prg import SecureRandom
 from securefl.training.randomness import poisson_sample
@@ -280,15 +281,15 @@ def run(run: Run) -> Outcome:
             ax.text(max(ratio) + 0.05, place, f"{row.median:.2f} of {claimed:.2f}",
                     va="center", fontsize=8)  # fmt: skip
         ax.set_yticks(range(len(shown)), [row.attack for row in shown])
-        ax.invert_yaxis()
         ax.axvline(1.0, color="black", ls="--", lw=1.2)
-        ax.text(1.03, len(shown) - 0.5, "the claim", fontsize=8, va="bottom")
+        ax.text(1.03, -0.75, "the claim", fontsize=8, va="center")
+        ax.set_ylim(len(shown) - 0.4, -1.1)
         ax.axvline(0.0, color=plots.NEUTRAL, ls=":", lw=1.2)
         ax.set_xlim(0, max(1.3, *(row.max / row.expected.bound for row in shown)) * 1.2)  # type: ignore[union-attr]
         ax.set_xlabel("proved lower bound on epsilon / claimed epsilon (95 %; |: seeds)")
         ax.set_title(
-            f"Auditor of the opened sum, n={CLIENTS}: correct aggregators (blue) stay below their\n"
-            f"claim, broken ones (red) are refuted; z={z:g}, {ROUNDS} rounds, baseline 0"
+            f"Auditor, n={CLIENTS}, z={z:g}, {ROUNDS} rounds: correct sums (blue) stay below\n"
+            "their claim, broken ones (red) are refuted; baseline 0"
         )
 
     notes = (

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from attackers import paillier
 from attackers.paillier import ADDED, BITS, VICTIM, Ring, Stage
 from kit.metrics import equal_fraction
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import as_image
+
 from securefl.primitives.paillier import Encryptor
 from securefl.protocols.paillier import KeyHolder, Witness
 
@@ -142,13 +142,13 @@ def run(run: Run) -> Outcome:
         for name in names:
             rows.append((name, [shown(pictures[f"{name}, {s}"])
                                 for s in (Setting.UNDEFENDED, Setting.DEFENDED)]))  # fmt: skip
-            captions.append("left: check removed, read; right: refused")
+            captions.append("left: check removed; right: refused")
         plots.image_rows(
             figure, [(label, np.stack(images)) for label, images in rows],
             title="Server asks the key holder for one update,\nn=6 (grey: nothing was opened)",
             captions=captions,
         )  # fmt: skip
-        figure.set_size_inches(5.4, 4.0)
+        figure.set_size_inches(6.6, 4.2)
 
     notes = (
         f"0.6 becomes {moved:g} or {turned:g} without any key where a ciphertext stands alone.",

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from numpy.typing import NDArray
 
-from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from securefl.errors import ConfigurationError
 from securefl.primitives.paillier import SecretKey, generate_keypair
 from securefl.primitives.phe_interop import from_phe, to_phe, to_phe_public_key
@@ -52,12 +52,12 @@ def values_of(seed: int, count: int) -> NDArray[np.float64]:
 
 
 def as_floats(key: Any, values: NDArray[np.float64]) -> list[Any]:
-    """phe's default: every float with its own exponent."""
+    """Phe's default: every float with its own exponent."""
     return [key.encrypt(float(v)) for v in values]
 
 
 def fixed_precision(key: Any, values: NDArray[np.float64]) -> list[Any]:
-    """phe with one precision for all numbers."""
+    """Phe with one precision for all numbers."""
     return [key.encrypt(float(v), precision=PRECISION) for v in values]
 
 
@@ -159,10 +159,10 @@ def run(run: Run) -> Outcome:
         ax.plot(size, seen, "o", color=plots.BAD, ms=4, label="phe floats: the exponent in clear")
         ax.plot(size, np.full(len(wide), exponents(taken[0])[0]), "s", color=plots.GOOD, ms=3,
                 label="integers of one precision: one exponent")  # fmt: skip
-        ax.axhline(0, color=plots.NEUTRAL, ls=":", lw=1.2, label="baseline: nothing is sent")
+        ax.axhline(0, color=plots.NEUTRAL, ls=":", lw=1.2, label="baseline: nothing to read")
         ax.set_xlabel("log10 of the encrypted number's magnitude (secret)")
         ax.set_ylabel("exponent on the wire")
-        ax.set_title("What an observer without any key reads beside each ciphertext")
+        ax.set_title("Server without any key: what it reads beside each of n=120 ciphertexts")
         ax.legend(fontsize=8)
 
     note = "exponents of " + ", ".join(f"{v:g}: {e}" for v, e in zip(SHOWN, in_clear, strict=True))

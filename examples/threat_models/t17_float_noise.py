@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from accounting.empirical import ErrorCounts, clopper_pearson
 from kit.aggregator import ADJACENCY, claim_of, spec_of
 from kit.metrics import DELTA, gaussian_epsilon
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.streams import RandomBytes, keyed
+from numpy.typing import NDArray
+
+from accounting.empirical import ErrorCounts, clopper_pearson
 from securefl.encoding.noisy import NoisyCodec
 from securefl.round import AggregateSum, ClientId
 from securefl.training.randomness import standard_normal
@@ -252,11 +252,16 @@ def run(run: Run) -> Outcome:
             ax.plot(best.per_seed, [place] * len(best.per_seed), "|", color="black", ms=8)
             ax.plot([claims[kind.name]] * 2, [place - 0.38, place + 0.38], color="black", lw=1.5)
             zero, one = rates[kind.name]
-            ax.text(max(best.max, claims[kind.name]) + 0.15, place,
-                    f"event {zero:.3f} with x=0, {one:.3f} with x=1", va="center", fontsize=8)  # fmt: skip
+            ax.text(
+                max(best.max, claims[kind.name]) + 0.15,
+                place,
+                f"event: {zero:.3f} if x=0, {one:.3f} if x=1",
+                va="center",
+                fontsize=8,
+            )
         ax.set_yticks(range(len(chosen)), [k.name for k in chosen])
         ax.invert_yaxis()
-        ax.set_xlim(0, 15)
+        ax.set_xlim(0, 16.5)
         ax.axvline(0.0, color=plots.NEUTRAL, ls=":", lw=1.2)
         ax.set_xlabel("proved lower bound on epsilon (95 %); black line: the claim; baseline 0")
         ax.set_title("Who reads the last bits of x + noise, x = 0 or 1 (n=1, z=1, delta 1e-5)")
@@ -264,8 +269,8 @@ def run(run: Run) -> Outcome:
     notes = (
         "Quantise first, clip there, add integer noise, account for that mechanism; decoding is "
         "post-processing. Passing these two attacks is no proof.",
-        "In a training run more operations stand between local-dp's noise and what the server sees; "
-        "no attack on that whole path is known to us, and no proof either.",
+        "In a training run more operations stand between local-dp's noise and what the server "
+        "sees; no attack on that whole path is known to us, and no proof either.",
     )
     return Outcome(results=tuple(results), draw=draw, notes=notes)
 

@@ -6,8 +6,8 @@ Knowledge: the sampler's code and its parameters; not the noise.
 
 Samplers that count until a coin falls take longer for larger noise. The library reads its noise
 from a table, by a search of fixed depth for all but the far tail, where it takes one step more.
-So the time of a single draw still tells tail from bulk. Not defended: never expose the time of a draw;
-what a server sees is the time of a whole vector among everything else that a client does.
+So the time of a single draw still tells tail from bulk. Not defended: never expose the time of a
+draw; what a server sees is the time of a whole vector among everything else that a client does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-
 from kit.metrics import auc
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.streams import RandomBytes, keyed
+from numpy.typing import NDArray
+
 from securefl.encoding.noise import Mechanism, draw, noise_table
 from securefl.encoding.tables import TICKS
 
@@ -104,7 +104,9 @@ def looked_up(seed: int, count: int, repeats: int) -> tuple[Floats, Floats]:
         words = [raw[8 * i : 8 * i + 8] for i in range(4096)]
         tail += [words[i] for i in np.flatnonzero(values >= TAIL * DEVIATION)]
         bulk += [words[i] for i in np.flatnonzero(values < TAIL * DEVIATION)[:count]]
-    draws = [raw + bytes(64) for pair in zip(tail[:count], bulk[:count], strict=True) for raw in pair]
+    draws = [
+        raw + bytes(64) for pair in zip(tail[:count], bulk[:count], strict=True) for raw in pair
+    ]
     sizes = np.array([abs(table_sampler(_Replayed(raw))) for raw in draws], float)
     return sizes, timed(table_sampler, draws, repeats)
 
@@ -151,17 +153,35 @@ def run(run: Run) -> Outcome:
         Expected(op=Op.AT_LEAST, bound=0.9), begin, draws=many, repeats=3)  # fmt: skip
     begin = time.perf_counter()
     fast = [looked_up(seed, few, REPEATS) for seed in run.seeds]
-    row(f"library's table, one draw: beyond {TAIL:g} deviations", Setting.NOT_DEFENDED,
+    row(
+        f"library's table, one draw: beyond {TAIL:g} deviations",
+        Setting.NOT_DEFENDED,
         [told_apart(s, t, TAIL * DEVIATION) for s, t in fast],
-        Expected(op=Op.MEDIAN_AT_LEAST, bound=0.7), begin, draws=2 * few, repeats=REPEATS)  # fmt: skip
+        Expected(op=Op.MEDIAN_AT_LEAST, bound=0.7),
+        begin,
+        draws=2 * few,
+        repeats=REPEATS,
+    )
     begin = time.perf_counter()
     once = [looked_up(seed, few, 1) for seed in run.seeds]
-    row("the same, timed once", Setting.NOT_DEFENDED,
-        [told_apart(s, t, TAIL * DEVIATION) for s, t in once], None, begin, draws=2 * few)  # fmt: skip
+    row(
+        "the same, timed once",
+        Setting.NOT_DEFENDED,
+        [told_apart(s, t, TAIL * DEVIATION) for s, t in once],
+        None,
+        begin,
+        draws=2 * few,
+    )
     begin = time.perf_counter()
     vectors = [whole_vectors(seed, many) for seed in run.seeds]
-    row("library's table, 4096 draws at once: mean size above its median", Setting.NOT_DEFENDED,
-        [told_apart(s, t, float(np.median(s))) for s, t in vectors], None, begin, vectors=many)  # fmt: skip
+    row(
+        "library's table, 4096 draws at once: mean size above its median",
+        Setting.NOT_DEFENDED,
+        [told_apart(s, t, float(np.median(s))) for s, t in vectors],
+        None,
+        begin,
+        vectors=many,
+    )
 
     def draw_picture(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
@@ -173,7 +193,7 @@ def run(run: Run) -> Outcome:
         sizes, times = fast[0]
         right.plot(sizes / DEVIATION, times / 1000, ".", color=plots.BAD, ms=4)
         right.axvline(TAIL, color=plots.NEUTRAL, ls=":", lw=1.2)
-        right.set_title(f"library's table: AUC {results[1].median:.2f} beyond 3 deviations")
+        right.set_title(f"library's table: AUC {results[1].median:.2f} beyond 3", fontsize=10)
         left.set_xlabel("size of the noise")
         right.set_xlabel("size of the noise, in standard deviations")
         left.set_ylabel("microseconds of one draw (fastest of several)")

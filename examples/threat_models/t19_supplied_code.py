@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from kit.metrics import equal_fraction
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import CONTEXT, as_image, images_as_inputs
 from kit.transcript import read_transcript, write_transcript
 from kit.view import Ring
+
 from securefl.errors import WireError
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine
@@ -83,9 +83,7 @@ def digest_of(code: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()
 
 
-def installed(
-    code: str, machine: ClientMachine, approved: Collection[str] | None
-) -> ClientMachine:
+def installed(code: str, machine: ClientMachine, approved: Collection[str] | None) -> ClientMachine:
     """What a framework does with shipped code: it runs it around the client.
 
     Args:
@@ -173,9 +171,11 @@ def run(run: Run) -> Outcome:
             title="Server ships the client's code; secure\naggregation is on, n=6 (grey: nothing)",
             captions=["", "read from one extra frame", "not run", "runs; nothing but masked vectors"],
         )  # fmt: skip
-        figure.set_size_inches(4.6, 3.8)
+        figure.set_size_inches(5.4, 3.8)
 
-    note = "The list of approved digests is the owner's, not the library's: nothing here enforces it."
+    note = (
+        "The list of approved digests is the owner's, not the library's: nothing here enforces it."
+    )
     return Outcome(results=tuple(results), draw=draw, notes=(note,))
 
 

@@ -11,9 +11,9 @@ import os
 from typing import NoReturn
 
 import numpy as np
+from kit.streams import RandomBytes, keyed
 from numpy.typing import NDArray
 
-from kit.streams import RandomBytes, keyed
 from securefl.encoding.clip import clip_by_norm
 from securefl.encoding.noisy import NoisyCodec
 from securefl.primitives.prg import SecureRandom

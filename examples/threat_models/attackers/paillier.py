@@ -14,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from kit.rounds import CONTEXT, images_as_inputs
 from kit.transcript import read_transcript, write_transcript
+from numpy.typing import NDArray
+
 from securefl.errors import DecryptionRefused
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import Encryptor, SecretKey, SlotLayout, generate_keypair
@@ -204,9 +204,7 @@ class Stage:
 
     def _record(self, direction: Direction, sender: ClientId, to: ClientId, frame: bytes) -> None:
         self.seen.append(
-            Envelope(
-                phase="session", direction=direction, sender=sender, recipient=to, frame=frame
-            )
+            Envelope(phase="session", direction=direction, sender=sender, recipient=to, frame=frame)
         )
 
     def collect(self) -> list[bytes]:
