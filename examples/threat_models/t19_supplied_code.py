@@ -4,9 +4,9 @@ Adversary: a malicious server whose framework ships the client's program.
 Capability: it writes the code that clients run; the protocol and its server are the library's own.
 Knowledge: every frame that reaches it.
 
-Every check of this library runs on the client. Where the server may replace the client's code, it may
-replace the checks: here one method, and the raw update leaves beside the masked one. No library can
-defend against its own replacement. What a client's owner can do is to run approved code only:
+Every check of this library runs on the client. Where the server may replace the client's code, it
+may replace the checks: here one method, and the raw update leaves beside the masked one. No library
+can defend against its own replacement. What a client's owner can do is to run approved code only:
 below, code is run if the digest of its text is on the owner's list.
 """
 
@@ -169,7 +169,7 @@ def run(run: Run) -> Outcome:
         plots.image_rows(
             figure, [("the client's image", as_image(truth, BITS)), *pictures],
             title="Server ships the client's code; secure\naggregation is on, n=6 (grey: nothing)",
-            captions=["", "read from one extra frame", "not run", "runs; nothing but masked vectors"],
+            captions=["", "read from one extra frame", "not run", "runs: masked vectors only"],
         )  # fmt: skip
         figure.set_size_inches(5.4, 3.8)
 

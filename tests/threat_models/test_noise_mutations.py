@@ -23,7 +23,8 @@ DECIDER = "securefl/protocols/paillier/decryptor.py"
 CHECKING = "securefl/protocols/paillier/checking.py"
 SHARE = (
     NOISY,
-    "        return draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, random_bytes)\n",
+    "        return draw(noise_table(spec.mechanism, spec.share_ticks), spec.padded, "
+    "random_bytes)\n",
     "        return np.zeros(spec.padded, dtype=np.int64)\n",
 )
 MUTATIONS = {

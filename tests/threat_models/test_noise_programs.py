@@ -94,7 +94,7 @@ def test_the_precision_event_never_occurs_on_a_grid(steps: int, bits: int) -> No
     from t17_float_noise import too_fine
 
     assert not too_fine(np.array([steps * 2.0**-bits])).any()
-    assert too_fine(np.array([2.0**-60, 0.3 + 2.0**-54])).all()
+    assert too_fine(np.array([2.0**-60, 0.25 + 2.0**-54])).all()
 
 
 def test_forked_workers_share_no_noise_unless_the_look_at_the_process_is_gone(
