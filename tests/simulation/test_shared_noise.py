@@ -750,7 +750,9 @@ def test_a_budget_that_charges_for_another_codec_is_refused(
     plan = made.shared.plan
     header = plan.header("population", randomness=accounting.Randomness.SYSTEM)
     if codec == "weaker noise":
-        used: Codec = NoisyCodec(replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2))
+        used: Codec = NoisyCodec(
+            replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2)
+        )
     else:
         inner = UpdateCodec(made._codec_spec())
         keep = RandomK(dimension=inner.dimension, kept=inner.dimension)
@@ -842,9 +844,7 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
         run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2))
 
 
-def test_one_clients_data_cannot_stop_a_run_with_cohorts(
-    tmp_path: Path, digits: TrainTest
-) -> None:
+def test_one_clients_data_cannot_stop_a_run_with_cohorts(tmp_path: Path, digits: TrainTest) -> None:
     """Its training overflows whenever it is drawn: the run goes on like any other."""
     settings = config("user-level-dp", *COHORT, 'aggregation.fidelity="encoded"')
     ordinary = run(settings, tmp_path / "ordinary", digits)
