@@ -639,6 +639,14 @@ def test_a_small_target_is_met_although_the_search_looks_where_no_codec_exists(
     assert 64 < made.shared.plan.spec.noise_multiplier < 227
 
 
+def test_a_target_beyond_what_is_set_aside_for_the_samplers_is_refused(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Their distance to the true law counts 1 + e^epsilon times; the slack has e^20."""
+    with pytest.raises(ConfigurationError, match="at most 20"):
+        engine(config("distributed-dp", "sweep.epsilons=[20.5]"), tmp_path, digits)
+
+
 def test_noise_that_no_share_can_carry_is_refused_with_its_numbers(
     tmp_path: Path, digits: TrainTest
 ) -> None:
@@ -750,9 +758,11 @@ def test_a_budget_that_charges_for_another_codec_is_refused(
     plan = made.shared.plan
     header = plan.header("population", randomness=accounting.Randomness.SYSTEM)
     if codec == "weaker noise":
-        used: Codec = NoisyCodec(replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2))
+        used: Codec = NoisyCodec(
+            replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2)
+        )
     else:
-        inner = UpdateCodec(made._codec_spec())
+        inner = UpdateCodec(made._plain_codec.spec)
         keep = RandomK(dimension=inner.dimension, kept=inner.dimension)
         used = CompressedCodec(keep, inner)
     budget = PopulationBudget.open(tmp_path / "p.sqlite", header=header, release=plan.release)
@@ -842,9 +852,7 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
         run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2))
 
 
-def test_one_clients_data_cannot_stop_a_run_with_cohorts(
-    tmp_path: Path, digits: TrainTest
-) -> None:
+def test_one_clients_data_cannot_stop_a_run_with_cohorts(tmp_path: Path, digits: TrainTest) -> None:
     """Its training overflows whenever it is drawn: the run goes on like any other."""
     settings = config("user-level-dp", *COHORT, 'aggregation.fidelity="encoded"')
     ordinary = run(settings, tmp_path / "ordinary", digits)
