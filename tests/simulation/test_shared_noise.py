@@ -639,6 +639,14 @@ def test_a_small_target_is_met_although_the_search_looks_where_no_codec_exists(
     assert 64 < made.shared.plan.spec.noise_multiplier < 227
 
 
+def test_a_target_beyond_what_is_set_aside_for_the_samplers_is_refused(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Their distance to the true law counts 1 + e^epsilon times; the slack has e^20."""
+    with pytest.raises(ConfigurationError, match="at most 20"):
+        engine(config("distributed-dp", "sweep.epsilons=[20.5]"), tmp_path, digits)
+
+
 def test_noise_that_no_share_can_carry_is_refused_with_its_numbers(
     tmp_path: Path, digits: TrainTest
 ) -> None:
@@ -754,7 +762,7 @@ def test_a_budget_that_charges_for_another_codec_is_refused(
             replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2)
         )
     else:
-        inner = UpdateCodec(made._codec_spec())
+        inner = UpdateCodec(made._plain_codec.spec)
         keep = RandomK(dimension=inner.dimension, kept=inner.dimension)
         used = CompressedCodec(keep, inner)
     budget = PopulationBudget.open(tmp_path / "p.sqlite", header=header, release=plan.release)
