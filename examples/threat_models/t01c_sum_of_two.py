@@ -61,7 +61,7 @@ def run(settings: Run) -> Outcome:
         net = optimise.fresh_convnet(seed)
         grads = optimise.record_gradients(net, truth.x, truth.y)
         rng = np.random.default_rng(seed)
-        colluder = rng.normal(size=grads.shape[1]) * 0.01
+        colluder = 0.01 * rng.standard_normal(size=(grads.shape[1],), dtype=np.float64)
         codec = plain_codec(grads.shape[1], 3, clip_norm=CLIP)
         opened = open_sum(
             {1: grads[0], 2: grads[1], 3: colluder},

@@ -85,7 +85,8 @@ def run(settings: Run) -> Outcome:
     for z in (0.0, 1.0) if settings.quick else (0.0, 0.5, 1.0, 4.0):
         begin = time.perf_counter()
         codec = _codec(z)
-        members, others = [], []
+        members: list[NDArray[np.float64]] = []
+        others: list[NDArray[np.float64]] = []
         for _ in settings.seeds:
             for into, present in ((members, True), (others, False)):
                 into.append(

@@ -100,9 +100,9 @@ def run(settings: Run) -> Outcome:
     # Without noise, through a whole session per seed: the last client is the victim.
     exact = []
     for seed in settings.seeds:
-        codec = plain_codec(65, CLIENTS)
+        plain = plain_codec(65, CLIENTS)
         updates = {1: np.zeros(65), 2: np.zeros(65), 3: rows[seed % len(rows)]}
-        opened = open_sum(updates, codec, settings.transcript(), adversary=Adversary.SEMI_HONEST)
+        opened = open_sum(updates, plain, settings.transcript(), adversary=Adversary.SEMI_HONEST)
         picture = as_images(opened.total()[None])
         exact.append(float(metrics.psnr(picture, victims.x[seed % len(rows)])[0]))
     results.append(

@@ -171,9 +171,12 @@ def _cases(n: int, seed: int, codec: Codec) -> dict[str, tuple[Nets, Digests, Di
     split = {u: honest if u == VICTIM else other for u in everybody}
     true = {u: context_of(net, codec) for u, net in split.items()}
     one = dict.fromkeys(everybody, context_of(other, codec))
-    cases = {SAME: (same, one, one), LOOSE: (split, one, one)}
-    cases |= {ONE: (split, one, true), TWO: (split, true, true)}
-    return cases
+    return {
+        SAME: (same, one, one),
+        LOOSE: (split, one, one),
+        ONE: (split, one, true),
+        TWO: (split, true, true),
+    }
 
 
 def run(settings: Run) -> Outcome:

@@ -219,11 +219,11 @@ def _judged(name: str, z: float, n: int, before: list[Result]) -> tuple[Expected
     if z >= 0.1:
         return Expected(op=Op.EQUAL, bound=0.0), Setting.DEFENDED
     if name == "secure aggregation only":
-        return Expected(op=Op.AT_LEAST, bound=0.8), Setting.UNDEFENDED
+        return Expected(op=Op.MEDIAN_AT_LEAST, bound=0.8), Setting.UNDEFENDED
     if name == "and clipping":  # within .02 of what the same rounds give without it
         return Expected(op=Op.MEDIAN_AT_LEAST, bound=before[0].median - 0.02), Setting.NOT_DEFENDED
     if name == "and a ring of 16 bits":
-        return Expected(op=Op.AT_LEAST, bound=0.8), Setting.NOT_DEFENDED
+        return Expected(op=Op.MEDIAN_AT_LEAST, bound=0.8), Setting.NOT_DEFENDED
     return None, Setting.NOT_DEFENDED
 
 

@@ -94,11 +94,12 @@ def lbfgs(
     def closure() -> Tensor:
         optimiser.zero_grad()
         distance = scale * (_gradient(net, x, y, differentiable=True) - target).square().sum()
-        distance.backward()
+        distance.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
         return distance
 
     for _ in range(steps):
-        if float(optimiser.step(closure).detach()) < 1e-22:
+        left = optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch ships no type for it
+        if float(left.detach()) < 1e-22:
             break
     found = np.asarray(x.detach().numpy())
     return found[0] if labels is None else found

@@ -170,8 +170,8 @@ class Opened:
         modulus = self.codec.modulus
         signed = RingVector(words.astype(ring_dtype(modulus)), modulus).centred()
         spec = self.codec.spec
-        values: Floats = signed[: spec.dimension] * (spec.clip_norm / spec.resolution)
-        return values
+        steps = signed[: spec.dimension].astype(np.float64)
+        return np.asarray(steps * (spec.clip_norm / spec.resolution), dtype=np.float64)
 
 
 def _decode(codec: Codec, vector: RingVector, members: Sequence[ClientId], seed: bytes) -> Floats:
