@@ -29,10 +29,9 @@ from securefl.encoding import NoisyCodec
 from securefl.round import Adversary
 
 if TYPE_CHECKING:
+    from kit.updates import Codec
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from kit.updates import Codec
 
     Total = NDArray[np.float64]
     Pair = tuple[Total, Total]
