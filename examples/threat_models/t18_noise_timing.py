@@ -1,0 +1,209 @@
+"""Timing of one noise draw: it follows the noise.
+
+Adversary: whoever can time a single draw, such as another process on the client's machine.
+Capability: it measures how long a draw takes; where stated, several times with the same bytes.
+Knowledge: the sampler's code and its parameters; not the noise.
+
+Samplers that count until a coin falls take longer for larger noise. The library reads its noise
+from a table, by a search of fixed depth for all but the far tail, where it takes one step more.
+So the time of a single draw still tells tail from bulk. Not defended: never expose the time of a
+draw; what a server sees is the time of a whole vector among everything else that a client does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from kit.metrics import auc
+from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
+from kit.streams import RandomBytes, keyed
+from numpy.typing import NDArray
+
+from securefl.encoding.noise import Mechanism, draw, noise_table
+from securefl.encoding.tables import TICKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAPER = (
+    "Jin, McMurtry, Rubinstein, Ohrimenko 2022, Are We There Yet? Timing and Floating-Point "
+    "Attacks on Differential Privacy Systems"
+)
+WATCHER = Attacker(
+    role="process on the client's machine", sees="how long a draw takes", knows="the sampler",
+    oracle_help="the same draw is timed several times, and the fastest time is kept",
+)  # fmt: skip
+DEVIATION = 1000  # steps
+TAIL = 3.0  # standard deviations
+REPEATS = 9
+Floats = NDArray[np.float64]
+
+
+def counting_sampler(random_bytes: RandomBytes) -> int:
+    """A two-sided geometric draw by counting coins, as textbook samplers of discrete noise do."""
+    stop = int(2**16 * (1 - np.exp(-1 / 40)))
+    while True:
+        sign, size = random_bytes(1)[0] & 1, 0
+        while int.from_bytes(random_bytes(2), "little") >= stop:
+            size += 1
+        if size or not sign:  # -0 and 0 are one outcome
+            return -size if sign else size
+
+
+def table_sampler(random_bytes: RandomBytes) -> int:
+    """One draw of the library's."""
+    table = noise_table(Mechanism.SKELLAM, DEVIATION**2 * TICKS)
+    return int(draw(table, 1, random_bytes)[0])
+
+
+class _Replayed:
+    """Bytes that can be given again, so that one draw can be timed several times."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw, self._at = raw, 0
+
+    def __call__(self, count: int) -> bytes:
+        start, self._at = self._at, self._at + count
+        return self._raw[start : self._at]
+
+
+def timed(sampler: Callable[[RandomBytes], int], draws: list[bytes], repeats: int) -> Floats:
+    """Nanoseconds of every draw: the least of several passes over all of them."""
+    best = np.full(len(draws), np.inf)
+    for _ in range(repeats):
+        for i, raw in enumerate(draws):
+            source = _Replayed(raw)
+            begin = time.perf_counter_ns()
+            sampler(source)
+            best[i] = min(best[i], time.perf_counter_ns() - begin)
+    return best
+
+
+def counted(seed: int, count: int) -> tuple[Floats, Floats]:
+    """Magnitudes and times of the counting sampler."""
+    source = keyed(seed, "t18", "counting")
+    draws = [source(8192) for _ in range(count)]
+    sizes = np.array([abs(counting_sampler(_Replayed(raw))) for raw in draws], float)
+    return sizes, timed(counting_sampler, draws, 3)
+
+
+def looked_up(seed: int, count: int, repeats: int) -> tuple[Floats, Floats]:
+    """Magnitudes and times of the library's sampler: half of them in the tail, half not."""
+    source = keyed(seed, "t18", "table")
+    table = noise_table(Mechanism.SKELLAM, DEVIATION**2 * TICKS)
+    tail: list[bytes] = []
+    bulk: list[bytes] = []
+    while len(tail) < count or len(bulk) < count:
+        raw = source(8 * 4096)
+        values = np.abs(draw(table, 4096, _Replayed(raw)))
+        words = [raw[8 * i : 8 * i + 8] for i in range(4096)]
+        tail += [words[i] for i in np.flatnonzero(values >= TAIL * DEVIATION)]
+        bulk += [words[i] for i in np.flatnonzero(values < TAIL * DEVIATION)[:count]]
+    draws = [
+        raw + bytes(64) for pair in zip(tail[:count], bulk[:count], strict=True) for raw in pair
+    ]
+    sizes = np.array([abs(table_sampler(_Replayed(raw))) for raw in draws], float)
+    return sizes, timed(table_sampler, draws, repeats)
+
+
+def whole_vectors(seed: int, count: int) -> tuple[Floats, Floats]:
+    """Mean magnitude and time of draws of 4096 values at once, as an encoder makes them."""
+    source = keyed(seed, "t18", "vectors")
+    table = noise_table(Mechanism.SKELLAM, DEVIATION**2 * TICKS)
+    sizes, times = np.empty(count), np.empty(count)
+    for i in range(count):
+        raw = source(8 * 4096 + 64)
+        begin = time.perf_counter_ns()
+        values = draw(table, 4096, _Replayed(raw))
+        times[i] = time.perf_counter_ns() - begin
+        sizes[i] = np.abs(values).mean()
+    return sizes, times
+
+
+def told_apart(sizes: Floats, times: Floats, limit: float) -> float:
+    """AUC of the time, for draws at or above a size against those below."""
+    large = sizes >= limit
+    return auc(times[large], times[~large]).value
+
+
+def run(run: Run) -> Outcome:
+    """Measures."""
+    few, many = (30, 60) if run.quick else (60, 300)
+    results = []
+
+    def row(attack: str, setting: Setting, values: list[float], wanted: Expected | None,
+            begin: float, **parameters: object) -> None:  # fmt: skip
+        results.append(
+            Result(
+                threat=run.name, paper=PAPER, attacker=WATCHER, setting=setting, attack=attack,
+                metric="AUC of the time", per_seed=tuple(values), baseline=0.5, expected=wanted,
+                parameters=parameters, seconds=time.perf_counter() - begin,
+            )
+        )  # fmt: skip
+
+    begin = time.perf_counter()
+    slow = [counted(seed, many) for seed in run.seeds]
+    row("counting sampler: above its median", Setting.UNDEFENDED,
+        [told_apart(s, t, float(np.median(s))) for s, t in slow],
+        Expected(op=Op.AT_LEAST, bound=0.9), begin, draws=many, repeats=3)  # fmt: skip
+    begin = time.perf_counter()
+    fast = [looked_up(seed, few, REPEATS) for seed in run.seeds]
+    row(
+        f"library's table, one draw: beyond {TAIL:g} deviations",
+        Setting.NOT_DEFENDED,
+        [told_apart(s, t, TAIL * DEVIATION) for s, t in fast],
+        Expected(op=Op.MEDIAN_AT_LEAST, bound=0.7),
+        begin,
+        draws=2 * few,
+        repeats=REPEATS,
+    )
+    begin = time.perf_counter()
+    once = [looked_up(seed, few, 1) for seed in run.seeds]
+    row(
+        "the same, timed once",
+        Setting.NOT_DEFENDED,
+        [told_apart(s, t, TAIL * DEVIATION) for s, t in once],
+        None,
+        begin,
+        draws=2 * few,
+    )
+    begin = time.perf_counter()
+    vectors = [whole_vectors(seed, many) for seed in run.seeds]
+    row(
+        "library's table, 4096 draws at once: mean size above its median",
+        Setting.NOT_DEFENDED,
+        [told_apart(s, t, float(np.median(s))) for s, t in vectors],
+        None,
+        begin,
+        vectors=many,
+    )
+
+    def draw_picture(figure: Figure) -> None:
+        from kit import plots  # noqa: PLC0415  # matplotlib is an extra
+
+        left, right = figure.subplots(1, 2)
+        sizes, times = slow[0]
+        left.plot(sizes, times / 1000, ".", color=plots.BAD, ms=3)
+        left.set_title(f"counting sampler: AUC {results[0].median:.2f}")
+        sizes, times = fast[0]
+        right.plot(sizes / DEVIATION, times / 1000, ".", color=plots.BAD, ms=4)
+        right.axvline(TAIL, color=plots.NEUTRAL, ls=":", lw=1.2)
+        right.set_title(f"library's table: AUC {results[1].median:.2f} beyond 3", fontsize=10)
+        left.set_xlabel("size of the noise")
+        right.set_xlabel("size of the noise, in standard deviations")
+        left.set_ylabel("microseconds of one draw (fastest of several)")
+        figure.suptitle("Who times one draw of noise learns about it; n=1, baseline AUC 0.5")
+
+    note = "Not covered by any epsilon. Do not expose the time of a single draw or encoding."
+    return Outcome(results=tuple(results), draw=draw_picture, notes=(note,))
+
+
+DEMO = Demo(name=Path(__file__).stem, doc=__doc__ or "", run=run)
+
+if __name__ == "__main__":
+    sys.exit(DEMO.main())
