@@ -142,7 +142,8 @@ def _report(
                 expected=decibels, baseline=blind),
             row(metric="identified", per_seed=tuple(ident), expected=identified, baseline=0.0),
         ]  # fmt: skip
-        captions.append(f"{np.median(psnr):.1f} dB, {np.mean(ident):.0%} identified")
+        cost = f", eps {client_claim(Z).value:,.0f}" if "z =" in name else ""
+        captions.append(f"{np.median(psnr):.1f} dB, {np.mean(ident):.0%} identified{cost}")
 
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra

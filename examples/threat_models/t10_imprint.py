@@ -198,13 +198,13 @@ def run(settings: Run) -> Outcome:
             "and noise z = 0.001",
             "and noise z = 0.1",
         ]
-        medians = {name: _median(results, f"imprint, n = 10, {name}") for name in names}
+        told = [_caption(results, f"imprint, n = 10, {name}") for name in names]
         plots.image_rows(
             figure,
             [("the records", original.x[:8]),
              *((name, pictures[name].best[:8]) for name in names),
              ("guess without transcript", np.tile(metrics.blind_image(), (8, 1)))],
-            captions=("", *(f"{medians[name]:.0%} recovered" for name in names), "0 % recovered"),
+            captions=("", *told, "0 % recovered"),
             title="t10: a malicious server's first layer, secure sum of n = 10 x 8 records",
         )  # fmt: skip
 
@@ -227,8 +227,11 @@ def _judged(name: str, z: float, n: int, before: list[Result]) -> tuple[Expected
     return None, Setting.NOT_DEFENDED
 
 
-def _median(results: list[Result], attack: str) -> float:
-    return next(r.median for r in results if r.attack == attack)
+def _caption(results: list[Result], attack: str) -> str:
+    """What came out, with the epsilon of any noise."""
+    found = next(r for r in results if r.attack == attack)
+    epsilon = "" if found.epsilon is None else f", eps {found.epsilon.value:,.0f}"
+    return f"{found.median:.0%} recovered{epsilon}"
 
 
 DEMO = Demo(name="t10_imprint", doc=__doc__, run=run)
