@@ -106,7 +106,7 @@ def refuses_mixed(secret: SecretKey, key: Any, values: NDArray[np.float64]) -> b
 
 def run(run: Run) -> Outcome:
     """Measures."""
-    count = 12 if run.quick else 40
+    count = 30 if run.quick else 40
     secret = generate_keypair(KEY_BITS, min_bits=KEY_BITS)
     key = to_phe_public_key(secret.public)
     chosen = np.array(SHOWN)

@@ -52,6 +52,9 @@ MUTATIONS = {
         (CHECKING, "            self._directory.verify(frame.sender, frame.signature, statement)\n",
          "            pass\n"),
         (CHECKING, "if not verify_knowledge(", "if verify_knowledge is None and not ("),
+        ("securefl/protocols/endpoints.py",
+         "            self.directory.verify(u, frame.signature, statement)\n",
+         "            pass\n"),
     ]),
     "one declared exponent": ("t15b_phe_exponent", [
         ("securefl/primitives/phe_interop.py", "    if not found <= {exponent}:\n",
