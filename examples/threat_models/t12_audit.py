@@ -15,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,7 +233,10 @@ def children_agree(source: SecureRandom, count: int = 64) -> float:
     for _ in range(2):
         there, here = context.Pipe(duplex=False)
         worker = context.Process(target=_child, args=(source, count, here))
-        worker.start()
+        with warnings.catch_warnings():
+            # Newer Pythons warn of forks beside threads. The child only draws bytes and ends.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            worker.start()
         drawn.append(there.recv_bytes())
         worker.join()
     return sum(a == b for a, b in zip(*drawn, strict=True)) / count
