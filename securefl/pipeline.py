@@ -35,7 +35,7 @@ import accounting
 from securefl.encoding.codec import Codec, UpdateCodec, Weighting
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
-from securefl.population import ParticipationBudget, Payment, PopulationBudget
+from securefl.population import ParticipationBudget, Payment, PopulationBudget, SharedRelease
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
@@ -468,6 +468,22 @@ def _check_who_pays(
         raise ConfigurationError(
             f"a codec that adds {'shares of noise' if noisy else 'no noise'} was given with {who} "
             "budget for shares: noise is paid for by the population or by every client, once"
+        )
+    budgets = [population, *(p.budget for p in participants.values())]
+    for budget in budgets:
+        if isinstance(budget, PopulationBudget | ParticipationBudget):
+            _check_price(codec, budget.release)
+
+
+def _check_price(codec: Codec, release: SharedRelease) -> None:
+    """A ledger that charges for other noise than the codec adds would state an epsilon too low."""
+    charged = release.mechanism(release.fewest, release.colluding)
+    added = codec.event(release.fewest, release.colluding)
+    if charged != added:
+        raise ConfigurationError(
+            f"the budget charges {charged} for a sum of {release.fewest} survivors, of whom "
+            f"{release.colluding} collude, but the codec's sum is {added}: give the budget the "
+            "event of this codec"
         )
 
 

@@ -116,15 +116,17 @@ class Realised:
     Attributes:
         opened: survivors -> how many rounds were opened with so many.
         charged: rounds charged at the reserved price: lost with inputs under way, or cut off.
+        lost: worst cases of rounds whose entries a roll-back took away, as they were acknowledged.
     """
 
     opened: Counter[int]
     charged: int
+    lost: tuple[accounting.Event, ...] = ()
 
     @property
     def rounds(self) -> int:
         """Rounds in which a client may have sent something."""
-        return self.opened.total() + self.charged
+        return self.opened.total() + self.charged + sum(map(_rounds_of, self.lost))
 
     def event(self, release: SharedRelease, colluding: int) -> accounting.Event | None:
         """All charged rounds together against ``colluding`` clients; None if there are none.
@@ -133,9 +135,14 @@ class Realised:
         """
         counted = Counter(self.opened)
         counted[release.fewest] += self.charged
-        return compose_counted(
-            {release.event(survivors, colluding): n for survivors, n in counted.items()}
-        )
+        events: Counter[accounting.Event] = Counter(self.lost)
+        for survivors, n in counted.items():
+            events[release.event(survivors, colluding)] += n
+        return compose_counted(events)
+
+
+def _rounds_of(lost: accounting.Event) -> int:
+    return lost.count if isinstance(lost, accounting.Repeat) else 1
 
 
 def compose_counted(counted: dict[accounting.Event, int]) -> accounting.Event | None:
@@ -160,7 +167,10 @@ class PopulationBudget:
     def __init__(self, *, ledger: accounting.Ledger, release: SharedRelease) -> None:
         self.ledger = ledger
         self.release = release
-        self._opened, self._charged = _read_realised(ledger)
+        self._last = -1  # number of the last entry that the counts below have in them
+        self._opened: Counter[int] = Counter()
+        self._charged = 0
+        self._lost: tuple[accounting.Event, ...] = ()
 
     @classmethod
     def open(
@@ -194,7 +204,9 @@ class PopulationBudget:
         """
         # Never one ticket for two attempts: each draws new noise and is a release of its own.
         key = f"round {round_index} {os.urandom(16).hex()}"
-        return self.ledger.reserve(self.release.dearest, round=round_index, key=key)
+        ticket = self.ledger.reserve(self.release.dearest, round=round_index, key=key)
+        self._follows(ticket.sequence)
+        return ticket
 
     def settle(
         self, ticket: accounting.Ticket, survivors: int, evidence: accounting.Evidence
@@ -206,7 +218,8 @@ class PopulationBudget:
                 decoded then; the reservation stays.
         """
         head = self.ledger.settle(ticket, self.release.event(survivors), evidence)
-        self._opened[survivors] += 1
+        if self._follows(head.sequence):
+            self._opened[survivors] += 1
         return head
 
     def lost(self, ticket: accounting.Ticket) -> accounting.Head:
@@ -216,21 +229,40 @@ class PopulationBudget:
         that anybody could have opened.
         """
         head = self.ledger.abort(ticket, opened=True)
-        self._charged += 1
+        if self._follows(head.sequence):
+            self._charged += 1
         return head
 
     def withheld(self, ticket: accounting.Ticket) -> accounting.Head:
         """No client sent an input: the price returns."""
-        return self.ledger.abort(ticket, opened=False)
+        head = self.ledger.abort(ticket, opened=False)
+        self._follows(head.sequence)
+        return head
 
     def epsilon(self) -> accounting.Bound:
         """What was spent and reserved so far, against the server and the assumed colluders."""
         return self.ledger.epsilon()
 
     def realised(self) -> Realised:
-        """What was charged so far, by survivors; reservations that are open count as charged."""
-        pending = len(self.ledger.open_tickets)
-        return Realised(opened=Counter(self._opened), charged=self._charged + pending)
+        """What was charged so far, by survivors; reservations that are open count as charged.
+
+        Entries that others appended to the ledger count like our own.
+        """
+        head = self.ledger.head
+        if head.sequence != self._last:
+            self._last = head.sequence
+            self._opened, self._charged, self._lost = _read_realised(self.ledger)
+        return Realised(
+            opened=Counter(self._opened),
+            charged=self._charged + len(self.ledger.open_tickets),
+            lost=self._lost,
+        )
+
+    def _follows(self, sequence: int) -> bool:
+        """Whether our entry is the next one after those that were counted; else all are read."""
+        follows = sequence == self._last + 1
+        self._last = sequence if follows else -1
+        return follows
 
 
 class ParticipationBudget(ClientBudget):
@@ -256,14 +288,17 @@ class ParticipationBudget(ClientBudget):
 
     def realised(self) -> Realised:
         """This client's own rounds, read from its ledger."""
-        opened, charged = _read_realised(self.ledger)
-        return Realised(opened=opened, charged=charged + len(self.ledger.open_tickets))
+        opened, charged, lost = _read_realised(self.ledger)
+        return Realised(opened=opened, charged=charged + len(self.ledger.open_tickets), lost=lost)
 
 
-def _read_realised(ledger: accounting.Ledger) -> tuple[Counter[int], int]:
-    """Rounds by survivors, and rounds charged at the reserved price, from the ledger itself."""
+def _read_realised(
+    ledger: accounting.Ledger,
+) -> tuple[Counter[int], int, tuple[accounting.Event, ...]]:
+    """Rounds by survivors, rounds ended at the reserved price, and acknowledged losses."""
     opened: Counter[int] = Counter()
     charged = 0
+    lost: list[accounting.Event] = []
     for entry in ledger.entries():
         if entry.kind is accounting.EntryKind.SETTLE and entry.evidence is not None:
             opened[entry.evidence.survivors] += 1
@@ -271,7 +306,9 @@ def _read_realised(ledger: accounting.Ledger) -> tuple[Counter[int], int]:
             entry.kind is accounting.EntryKind.ABORT and entry.opened
         ):
             charged += 1
-    return opened, charged
+        elif entry.subject is accounting.NoteSubject.LOSS and entry.event is not None:
+            lost.append(entry.event)
+    return opened, charged, tuple(lost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

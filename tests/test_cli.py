@@ -66,7 +66,7 @@ def test_train_writes_everything_and_prints_json_on_request(tmp_path: Path) -> N
         "seconds",
         "fidelity",
     } <= line.keys()
-    assert {"train", "encode", "protocol", "apply", "evaluate", "ledger"} <= line["seconds"].keys()
+    assert {"protocol", "apply", "evaluate", "ledger"} <= line["seconds"].keys()
 
 
 def test_human_output_is_a_table_with_its_caveats(tmp_path: Path) -> None:

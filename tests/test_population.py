@@ -215,6 +215,39 @@ def test_shares_of_colluders_never_count_and_nobody_honest_is_no_plan() -> None:
             )
 
 
+def test_what_another_process_charged_is_in_the_views(tmp_path: Path) -> None:
+    first = budget(tmp_path / "ledger")
+    first.settle(first.reserve(0), 9, evidence(9))
+    assert first.realised() == Realised(opened=Counter({9: 1}), charged=0)
+    second = budget(tmp_path / "ledger")
+    second.settle(second.reserve(1), 8, evidence(8))
+    second.reserve(2)
+    assert first.realised() == Realised(opened=Counter({9: 1, 8: 1}), charged=1)
+    found = views(first.realised(), RELEASE, DELTA)["server_and_colluders"]
+    events = (RELEASE.event(9), RELEASE.event(8), RELEASE.dearest)
+    assert found == pytest.approx(epsilon_of(accounting.Compose(events=events)))
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rounds_that_a_roll_back_lost_are_in_every_view(tmp_path: Path, rounds: int) -> None:
+    """The ledger charges an acknowledged loss; no onlooker may be said to know less of it."""
+    one = budget(tmp_path / "ledger")
+    one.settle(one.reserve(0), 9, evidence(9))
+    gone = accounting.Head(sequence=99, hash=bytes(32))
+    one.ledger.acknowledge_loss(gone, event=RELEASE.dearest, rounds=rounds, reason="a back-up")
+    realised = one.realised()
+    assert realised.rounds == 1 + rounds
+    whole = [RELEASE.event(9), *[RELEASE.dearest] * rounds]
+    found = views(realised, RELEASE, DELTA)
+    assert found["server_and_colluders"] == pytest.approx(
+        epsilon_of(accounting.Compose(events=tuple(whole)))
+    )
+    assert found["aggregation_broken"] > found["server_and_colluders"] >= found["models"]
+    one.close()
+
+
 # -- views ---------------------------------------------------------------------------------------
 
 

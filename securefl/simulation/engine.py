@@ -79,6 +79,11 @@ METRICS, SUMMARY, MODEL = "metrics.jsonl", "summary.json", "model.npz"
 CHECKPOINTS, LEDGERS = "checkpoints", "ledgers"
 UNIT = accounting.Unit.RECORD
 
+UNTOLD = ("train", "encode")
+"""Stages whose time follows secret coins: how many clients trained, how many records they drew."""
+
+_CLOCK = "clock"
+
 OnRound = Callable[[Mapping[str, Any]], None]
 
 
@@ -90,6 +95,7 @@ class _State:
     vector: NDArray[np.float32]
     lost_in_a_row: int = 0
     elapsed: float = 0.0
+    untold: float = 0.0  # CPU seconds that no line states
     ledger_heads: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -435,7 +441,7 @@ class Engine:
         begin = time.process_time()
         measured = (state.next_round + 1) % self.config.simulation.evaluate_every == 0
         loss, accuracy = self._evaluate(state.vector) if measured else (None, None)
-        seconds = {**outcome.seconds, "evaluate": time.process_time() - begin}
+        seconds = self._told(state, outcome.seconds) | {"evaluate": time.process_time() - begin}
         cohort = outcome.cohort or self.cohorts.of(state.next_round)
         present = [client for client in cohort if client not in outcome.refused]
         dropped = self.drops.drops(state.next_round, present)
@@ -463,7 +469,7 @@ class Engine:
             ),
             "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
             "fidelity": self.config.aggregation.fidelity.value,
-            "elapsed": round(self._elapsed(), 3),
+            **({} if self.spec.mode.private else {"elapsed": round(self._elapsed(), 3)}),
             **self._validation_figures(state.vector),
             **self._client_figures(state),
             **({} if self.shared is None else self.shared.metrics()),
@@ -474,6 +480,17 @@ class Engine:
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that says this round is done
         self._on_round(line)
+
+    def _told(self, state: _State, seconds: Mapping[str, float]) -> dict[str, float]:
+        """CPU seconds of a round by stage, without those that tell how its secret coins fell.
+
+        A round's epsilon counts on coins that nobody else knows; a report that says how long the
+        clients trained would show them. Only the total of the run has these stages in it.
+        """
+        if not self.spec.mode.private:
+            return dict(seconds)
+        state.untold += sum(seconds.get(stage, 0.0) for stage in UNTOLD)
+        return {stage: value for stage, value in seconds.items() if stage not in UNTOLD}
 
     def _epsilon(self, participants: Mapping[ClientId, Participant]) -> float | None:
         """What the ledgers charge so far; None without differential privacy."""
@@ -542,7 +559,7 @@ class Engine:
             "dropped": sum(sum(line["dropped"].values()) for line in lines),
             "bytes_up_per_client": sum(line["bytes_up_per_client"] for line in lines),
             "bytes_down_per_client": sum(line["bytes_down_per_client"] for line in lines),
-            "seconds": sum(sum(line["seconds"].values()) for line in lines),
+            "seconds": state.untold + sum(sum(line["seconds"].values()) for line in lines),
             "parameters": self.model.dim,
             "model_sha256": hashlib.sha256(
                 self._model_in(state.vector).astype("<f4").tobytes()
@@ -646,6 +663,7 @@ class Engine:
                 )
         arrays = dict(checkpoint.arrays)
         vector = arrays.pop("model")
+        elapsed, untold = arrays.pop(_CLOCK, np.zeros(2))
         self.cohorts.restore(arrays)
         if self.plain is not None:
             self.plain.restore(arrays)
@@ -655,11 +673,11 @@ class Engine:
             {name.removeprefix("optimiser/"): value for name, value in arrays.items()}
         )
         truncate_metrics(self.folder, checkpoint.next_round)
-        lines = read_metrics(self.folder)
         return _State(
             next_round=checkpoint.next_round,
             vector=vector,
-            elapsed=lines[-1]["elapsed"] if lines else 0.0,
+            elapsed=float(elapsed),
+            untold=float(untold),
             lost_in_a_row=checkpoint.lost_in_a_row,
             ledger_heads=checkpoint.ledger_heads,
         )
@@ -680,6 +698,7 @@ class Engine:
                 lost_in_a_row=state.lost_in_a_row,
                 arrays={
                     "model": state.vector,
+                    _CLOCK: np.array([self._elapsed(), state.untold]),
                     **{f"optimiser/{name}": value for name, value in optimiser.items()},
                     **self.cohorts.state(),
                     **({} if self.plain is None else self.plain.state()),

@@ -30,6 +30,9 @@ __all__ = ["ADJACENCY", "MOST_ROUNDS", "PrivacyPlan", "SharedPlan"]
 
 ADJACENCY = accounting.Adjacency.ZERO_OUT
 
+MOST_EPSILON = 20.0
+"""Largest target: ``NoisySpec.delta_slack`` counts the samplers' distance 1 + e^20 times."""
+
 MOST_ROUNDS = 4
 """Rounds of a run that trains until its budget is used up, at most, over the planned ones."""
 
@@ -188,9 +191,16 @@ class SharedPlan:
             scheme: how sums are formed: fewest survivors, colluders, ring.
 
         Raises:
-            ConfigurationError: if the protocol's ring is too small, or no order attains epsilon.
+            ConfigurationError: if the protocol's ring is too small, no order attains epsilon, or
+                epsilon is above 20: what is set aside for the samplers does not cover that.
             accounting.CalibrationError: if no noise does.
         """
+        if not epsilon <= MOST_EPSILON:
+            raise ConfigurationError(
+                f"{mode.value}: a target epsilon of at most {MOST_EPSILON:g} is supported where "
+                f"noise is shared, found {epsilon:g}: the delta that is set aside for the "
+                "samplers covers no more; lower the target"
+            )
         wanted = _Wanted.of(config, mode, dimension=dimension, records=records, scheme=scheme)
         dp = wanted.section
         steps = wanted.steps

@@ -158,13 +158,13 @@ class SharedRun:
             momentum=user.local_momentum,
             weight=1,
         )
-        if self.plan.cohort is not None:
-            return local
+        # Also where the server draws the cohort (the rate is 1 then): training that diverges must
+        # become a zero, or one client's data would decide whether the run goes on.
         return SecretParticipation(
             trainer=local,
             dimension=model.dim,
             client=client,
-            sample_rate=user.sample_rate,
+            sample_rate=self.plan.sample_rate,
             randomness=coins,
         )
 

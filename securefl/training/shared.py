@@ -120,7 +120,7 @@ class SecretParticipation:
         trainer: trains if the coin falls.
         dimension: d, parameters of the model.
         client: this client's id.
-        sample_rate: q in (0, 1].
+        sample_rate: q in (0, 1]; 1 where the server draws who takes part.
         randomness: source of the coin.
     """
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from scipy import stats
 
 import accounting
 from securefl.config import Mode, RunConfig, load_preset
+from securefl.encoding.codec import Codec, UpdateCodec
+from securefl.encoding.compression import CompressedCodec, RandomK
 from securefl.encoding.noisy import NoisyCodec
 from securefl.errors import CheckpointError, ConfigurationError
+from securefl.pipeline import private_round
 from securefl.population import PopulationBudget
 from securefl.round import AggregateSum, ClientId
+from securefl.simulation.checkpoint import latest_checkpoint
 from securefl.simulation.engine import Engine, RunResult, read_metrics
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.sweep import run_sweep
@@ -468,6 +473,26 @@ def test_what_a_client_sends_and_when_does_not_depend_on_its_coin(
     assert always == never
 
 
+@pytest.mark.parametrize("mode", ["local-dp", "distributed-dp", "user-level-dp"])
+def test_no_line_tells_how_long_the_clients_trained(
+    tmp_path: Path, digits: TrainTest, mode: str
+) -> None:
+    """That time is proportional to how many coins fell; the whole run's is told, also resumed."""
+    settings = config(mode, 'aggregation.fidelity="encoded"', "training.rounds=4")
+    run(settings, tmp_path, digits, stop_after=2)
+    saved = latest_checkpoint(tmp_path / "checkpoints")
+    assert saved is not None
+    before = float(saved.arrays["clock"][1])
+    assert before > 0
+    summary = run(settings, tmp_path, digits, resume=True).summary
+    lines = read_metrics(tmp_path)
+    for line in lines:
+        assert not {"train", "encode"} & line["seconds"].keys()
+        assert "elapsed" not in line
+    told = sum(sum(line["seconds"].values()) for line in lines)
+    assert summary["seconds"] > told + before
+
+
 def test_the_noise_does_not_follow_the_coins(
     tmp_path: Path, digits: TrainTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,6 +639,14 @@ def test_a_small_target_is_met_although_the_search_looks_where_no_codec_exists(
     assert 64 < made.shared.plan.spec.noise_multiplier < 227
 
 
+def test_a_target_beyond_what_is_set_aside_for_the_samplers_is_refused(
+    tmp_path: Path, digits: TrainTest
+) -> None:
+    """Their distance to the true law counts 1 + e^epsilon times; the slack has e^20."""
+    with pytest.raises(ConfigurationError, match="at most 20"):
+        engine(config("distributed-dp", "sweep.epsilons=[20.5]"), tmp_path, digits)
+
+
 def test_noise_that_no_share_can_carry_is_refused_with_its_numbers(
     tmp_path: Path, digits: TrainTest
 ) -> None:
@@ -703,8 +736,6 @@ def test_modes_know_what_they_share() -> None:
 
 def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: TrainTest) -> None:
     made = engine(config("distributed-dp"), tmp_path / "run", digits)
-    from securefl.pipeline import private_round
-
     with pytest.raises(ConfigurationError, match="no budget for shares"):
         private_round(
             round_index=0,
@@ -715,6 +746,40 @@ def test_a_codec_with_noise_and_no_ledger_is_refused(tmp_path: Path, digits: Tra
             optimiser=made.optimiser,
             transport=made.transport,
         )
+
+
+@pytest.mark.parametrize("codec", ["weaker noise", "no noise"])
+def test_a_budget_that_charges_for_another_codec_is_refused(
+    tmp_path: Path, digits: TrainTest, codec: str
+) -> None:
+    """Else the ledger would state an epsilon for noise that is not in the sum."""
+    made = engine(config("distributed-dp"), tmp_path / "run", digits)
+    assert made.shared is not None
+    plan = made.shared.plan
+    header = plan.header("population", randomness=accounting.Randomness.SYSTEM)
+    if codec == "weaker noise":
+        used: Codec = NoisyCodec(
+            replace(plan.spec, noise_multiplier=plan.spec.noise_multiplier / 2)
+        )
+    else:
+        inner = UpdateCodec(made._plain_codec.spec)
+        keep = RandomK(dimension=inner.dimension, kept=inner.dimension)
+        used = CompressedCodec(keep, inner)
+    budget = PopulationBudget.open(tmp_path / "p.sqlite", header=header, release=plan.release)
+    with ExitStack() as stack, pytest.raises(ConfigurationError, match="the codec's sum is"):
+        stack.callback(budget.close)
+        participants = made._participants(made._begin(), stack)
+        private_round(
+            round_index=0,
+            vector=made.model.vector(),
+            participants=participants,
+            scheme=made.scheme,
+            codec=used,
+            optimiser=made.optimiser,
+            transport=made.transport,
+            population=budget,
+        )
+    assert not accounting.Ledger.verify(tmp_path / "p.sqlite").entries[1:]
 
 
 # -- cohorts that the server draws ---------------------------------------------------------------
@@ -785,6 +850,22 @@ def test_a_run_with_cohorts_resumes_and_knows_every_ledger(
     shutil.rmtree(folder / "ledgers")
     with pytest.raises(accounting.LedgerRolledBack):
         run(settings, folder, digits, resume=True, insecure=InsecureRandomness(2))
+
+
+def test_one_clients_data_cannot_stop_a_run_with_cohorts(tmp_path: Path, digits: TrainTest) -> None:
+    """Its training overflows whenever it is drawn: the run goes on like any other."""
+    settings = config("user-level-dp", *COHORT, 'aggregation.fidelity="encoded"')
+    ordinary = run(settings, tmp_path / "ordinary", digits)
+    target = engine(settings, tmp_path / "unused", digits).partition.indices[0]
+    x = np.array(digits.train.x)
+    x[target] *= np.float32(1e30)
+    spoilt = replace(digits, train=replace(digits.train, x=x))
+    result = run(settings, tmp_path / "run", spoilt)
+    assert [result.stopped, result.summary["rounds"], result.summary["epsilon"]] == [
+        ordinary.stopped,
+        ordinary.summary["rounds"],
+        ordinary.summary["epsilon"],
+    ]
 
 
 @pytest.mark.parametrize(

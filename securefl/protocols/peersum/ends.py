@@ -59,15 +59,18 @@ class PeerEnd:
         """
         v, config = frame.sender, self.config
         if sender is not None and sender != v:
-            raise self.unexpected(sender, f"a frame that claims to come from {v}")
+            raise self.unexpected(sender, f"a frame that claims to come from {v}", known=True)
+        known = sender is not None
         if v not in config.cohort or v == self.u:
-            raise self.unexpected(v, "a frame of somebody that is no peer here")
+            raise self.unexpected(v, "a frame of somebody that is no peer here", known=known)
         if frame.protocol is not config.protocol or frame.round_id != config.round_id:
-            raise self.unexpected(v, f"protocol {frame.protocol.name} round {frame.round_id}")
+            raise self.unexpected(
+                v, f"protocol {frame.protocol.name} round {frame.round_id}", known=known
+            )
         if not frame.signature:
-            raise self.unexpected(v, "an unsigned frame")
+            raise self.unexpected(v, "an unsigned frame", known=known)
         if frame.session != self.session:
-            raise self.unexpected(v, "a frame of another session")
+            raise self.unexpected(v, "a frame of another session", known=known)
         return v
 
     def signed_by(self, frame: Frame, v: ClientId) -> bool:
@@ -94,9 +97,17 @@ class PeerEnd:
         signed = replace(frame, signature=self.identity.sign(statement))
         return Outbound(recipient=recipient, frame=encode_frame(signed))
 
-    def unexpected(self, v: ClientId, what: str) -> UnexpectedMessage:
-        """The error for a frame that v should not have sent now."""
-        return UnexpectedMessage(f"peer {self.u} got {what} from {v}", culprits=[v])
+    def unexpected(self, v: ClientId, what: str, *, known: bool) -> UnexpectedMessage:
+        """The error for a frame that v should not have sent now.
+
+        Args:
+            v: whose it seems to be.
+            what: what it is.
+            known: whether transport or signature say that it is v's; else nobody is blamed.
+        """
+        return UnexpectedMessage(
+            f"peer {self.u} got {what} from {v}", culprits=[v] if known else []
+        )
 
     def transcript_digest(self, accepted: Mapping[tuple[int, ClientId], bytes]) -> bytes:
         """SHA-256(dst(16), then per accepted frame: u8 type, u32 sender, SHA-256 of the frame)."""

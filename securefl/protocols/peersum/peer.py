@@ -334,13 +334,15 @@ class PeerSumPeer:
         if self._phase is Phase.ABORTED:
             if kind is MessageType.ABORT:  # whoever gives up together tells each other
                 return []
-            raise self._end.unexpected(v, f"{kind.name} after the session was aborted")
+            what = f"{kind.name} after the session was aborted"
+            raise self._end.unexpected(v, what, known=sender is not None)
         if not self._end.signed_by(parsed, v):
             return [self._ignored(v, Reason.INVALID_SIGNATURE)]
         if kind is MessageType.ABORT:
             return self._on_abort(v, parsed.body, digest)
         if v in self._gone:
-            raise self._end.unexpected(v, f"{kind.name} of a peer that was dropped before")
+            what = f"{kind.name} of a peer that was dropped before"
+            raise self._end.unexpected(v, what, known=True)
         try:
             message = decode_message(kind, parsed.body, n=self._config.n, m=self._config.m)
         except WireError:

@@ -274,6 +274,23 @@ def test_frames_of_others_change_nothing(kit: Any) -> None:
     assert one.receive(frame, TWO) == []
 
 
+def test_nobody_is_blamed_for_a_frame_that_anybody_could_have_sent(kit: Any) -> None:
+    bench = kit.make()
+    bench.start()
+    frame = bench.sent[TWO, ONE, MessageType.ADVERTISE_KEYS]
+    for made_up in (kit.edit(frame, signature=b""), kit.edit(frame, session=bytes(32))):
+        with pytest.raises(UnexpectedMessage) as caught:
+            bench.peers[ONE].receive(made_up)
+        assert caught.value.culprits == ()
+        with pytest.raises(UnexpectedMessage) as caught:
+            bench.peers[ONE].receive(made_up, TWO)  # the transport knows that it is peer 2's
+        assert caught.value.culprits == (TWO,)
+    bench.peers[ONE].abort()
+    with pytest.raises(UnexpectedMessage) as caught:
+        bench.peers[ONE].receive(kit.edit(frame, signature=bytes(64)))
+    assert caught.value.culprits == ()
+
+
 def test_replayed_frames_of_another_session_change_nothing(kit: Any) -> None:
     old, new = kit.make(nonce=bytes(32)), kit.make(nonce=b"\1" * 32)
     for bench in (old, new):
