@@ -26,6 +26,7 @@ from kit.metrics import DELTA, Estimate, auc, auc_cap, mu_of, tpr_at_fpr, tpr_ca
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.streams import keyed
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 from securefl.encoding.noisy import RECORDS_MARGIN, Contribution, NoisyCodec
@@ -108,10 +109,15 @@ Weights = list[Floats]
 
 def forward(weights: Weights, x: Floats) -> tuple[Floats, Floats]:
     """Hidden layer and class probabilities of all models, [M, n, H] and [M, n, 10]."""
-    hidden = np.maximum(x @ weights[0] + weights[1], 0.0)
-    out = hidden @ weights[2] + weights[3]
+    hidden, out = logits(weights, x)
     out = np.exp(out - out.max(axis=-1, keepdims=True))
     return hidden, out / out.sum(axis=-1, keepdims=True)
+
+
+def logits(weights: Weights, x: Floats) -> tuple[Floats, Floats]:
+    """Hidden layer and what goes into the softmax."""
+    hidden = np.maximum(x @ weights[0] + weights[1], 0.0)
+    return hidden, hidden @ weights[2] + weights[3]
 
 
 def record_factors(
@@ -213,10 +219,12 @@ def train(training: Training, pool: Candidates, member: Bools, seed: int) -> Wei
 
 def confidence(weights: Weights, pool: Candidates) -> Floats:
     """Log odds of the given label, [M, targets]."""
-    _, p = forward(weights, pool.x[pool.targets])
-    given = p[:, np.arange(len(pool.targets)), pool.y[pool.targets]]
-    given = np.clip(given, 1e-9, 1 - 1e-9)
-    odds: Floats = np.log(given) - np.log1p(-given)
+    _, out = logits(weights, pool.x[pool.targets])
+    at = (slice(None), np.arange(len(pool.targets)), pool.y[pool.targets])
+    given = out[at].copy()
+    out[at] = -np.inf
+    # Not by way of probabilities: they saturate, and ties at the top would hide members.
+    odds: Floats = given - logsumexp(out, axis=-1)
     return odds
 
 

@@ -182,7 +182,9 @@ def result_of(program: Program, name: str, folder: Path, *more: str) -> dict[str
 
 
 def rows(record: dict[str, Any], **wanted: str) -> list[dict[str, Any]]:
-    return [r for r in record["results"] if all(v in str(r[k]) for k, v in wanted.items())]
+    exact = wanted.pop("setting", None)  # "defended" is a part of "undefended"
+    found = [r for r in record["results"] if exact is None or r["setting"] == exact]
+    return [r for r in found if all(v in str(r[k]) for k, v in wanted.items())]
 
 
 @pytest.mark.parametrize("name", ["t19_supplied_code", "t15b_phe_exponent"])
