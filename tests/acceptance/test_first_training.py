@@ -47,7 +47,7 @@ def test_demo_reaches_its_accuracy_within_its_budget(
 def test_shared_noise_costs_little_and_never_passes_its_target(
     demo: Any, epsilon: float, least: float
 ) -> None:
-    """Three sweeps gave 94.6 to 95.0 %, 92.9 to 94.5 % and 84.4 to 87.1 % at epsilon 8, 3 and 1."""
+    """Means of five sweeps: 94.2, 93.6 and 87.7 % at epsilon 8, 3 and 1 (deviation .2, .3, .7)."""
     found = row(demo, "distributed-dp", epsilon)
     assert found["accuracy"] >= least
     assert 0.97 * epsilon < found["epsilon"] <= epsilon
