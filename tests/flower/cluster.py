@@ -381,8 +381,9 @@ def assert_nothing_leaks(site: Cluster, outcome: Outcome, *, inputs: int) -> Non
     found = np.corrcoef(np.stack(masked), np.stack(updates))[: len(masked), len(masked) :]
     assert np.abs(found).max() < 7 / np.sqrt(task.LENGTH)
     assert correlations(up, wanted).max() < LIMIT
-    # The published models, means of many, go down in clear and are taken out of the search.
-    known = [model.tobytes() for model in models]
+    # The published models, means of many, go down in clear and are taken out of the search. A lie
+    # about the model changes its first number.
+    known = [model[1:].tobytes() for model in models]
     assert correlations(without(down, known), wanted).max() < LIMIT
 
 
