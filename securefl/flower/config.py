@@ -155,7 +155,7 @@ class SecAggConfig:
     quorum: int | None = None
     on_abort: OnAbort = OnAbort.RAISE
     retries: int = 0
-    run_config: Mapping[str, Any] | None = None
+    run_config: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, kind in (
