@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,14 @@ from securefl.errors import (
     WireError,
 )
 from securefl.flower.errors import Code, Refusal
-from securefl.flower.plan import Kind, Plan, TrainIn, config_of, session_context
+from securefl.flower.plan import (
+    Kind,
+    Plan,
+    TrainIn,
+    config_of,
+    run_config_digest,
+    session_context,
+)
 from securefl.flower.policy import Node
 from securefl.flower.records import (
     ArrayLayout,
@@ -77,11 +84,11 @@ def answer(content: RecordDict, context: Context, node: Node, run_app: AppFuncti
     if node.journal.answered(envelope.attempt, envelope.phase):
         raise Refusal(Code.ANSWERED, f"phase {envelope.phase} was answered before")
     if envelope.phase == _FIRST:
-        frame, after = _open(envelope, node, run_app)
+        frame, after = _open(envelope, node, run_app, context.run_config)
     else:
         before = _stored(envelope, context)
         try:
-            frame, after = _continue(envelope, before, node, run_app)
+            frame, after = _continue(envelope, before, node, run_app, context.run_config)
         except Refusal as refusal:
             if not refusal.code.about_state:
                 SessionState.tombstone(before.attempt).store(context.state)
@@ -113,7 +120,9 @@ def _stored(envelope: Envelope, context: Context) -> SessionState:
 # -- the first message ----------------------------------------------------------------------------
 
 
-def _open(envelope: Envelope, node: Node, run_app: AppFunction) -> tuple[bytes, SessionState]:
+def _open(
+    envelope: Envelope, node: Node, run_app: AppFunction, run_config: Mapping[str, object]
+) -> tuple[bytes, SessionState]:
     """Checks everything that was agreed, trains if it is time, and advertises fresh keys."""
     given = (envelope.client, envelope.config, envelope.plan, envelope.model)
     client, raw_config, raw_plan, model = given
@@ -121,7 +130,7 @@ def _open(envelope: Envelope, node: Node, run_app: AppFunction) -> tuple[bytes, 
         raise Refusal(Code.MALFORMED, "the first message of a session lacks a part")
     if envelope.frame is not None:
         raise Refusal(Code.MALFORMED, "the first message of a session has no frame")
-    config, plan = _agreed(raw_config, raw_plan)
+    config, plan = _agreed(raw_config, raw_plan, run_config)
     if config.digest() != envelope.attempt:
         raise Refusal(Code.MALFORMED, "the configuration is not the one that names the session")
     if session_context(raw_plan, model) != config.context_digest:
@@ -146,11 +155,22 @@ def _open(envelope: Envelope, node: Node, run_app: AppFunction) -> tuple[bytes, 
     )
 
 
-def _agreed(raw_config: bytes, raw_plan: bytes) -> tuple[RoundConfig, Plan]:
+def _agreed(
+    raw_config: bytes, raw_plan: bytes, run_config: Mapping[str, object]
+) -> tuple[RoundConfig, Plan]:
+    """What the server proposed, as far as it fits together and this node was told the same."""
     try:
         config, plan = RoundConfig.decode(raw_config), Plan.parse(raw_plan)
+        own = run_config_digest(run_config)
     except (WireError, ConfigurationError) as error:
         raise Refusal(Code.MALFORMED, str(error)) from None
+    if own != plan.run_config:
+        raise Refusal(
+            Code.MALFORMED,
+            f"this node's run_config has the digest {own[:16]}, the plan names "
+            f"{plan.run_config[:16]}: the app would run under another one here than elsewhere; the "
+            "ServerApp gives its own with SecAggConfig(run_config=context.run_config)",
+        )
     if (config.m, config.modulus) != (plan.length, plan.modulus) or config.n > plan.clients:
         raise Refusal(
             Code.MALFORMED,
@@ -178,11 +198,15 @@ def _machine(config: RoundConfig, u: ClientId, policy: ClientPolicy, node: Node)
 
 
 def _continue(
-    envelope: Envelope, stored: SessionState, node: Node, run_app: AppFunction
+    envelope: Envelope,
+    stored: SessionState,
+    node: Node,
+    run_app: AppFunction,
+    run_config: Mapping[str, object],
 ) -> tuple[bytes, SessionState]:
     """One step of the machine."""
     config = stored.round_config()
-    _, plan = _agreed(stored.config, stored.plan)
+    _, plan = _agreed(stored.config, stored.plan, run_config)
     u = node.own_id(config, stored.client)
     machine = _machine(config, u, node.check(config, plan, u), node)
     try:

@@ -151,7 +151,7 @@ def test_the_example_app_survives_a_killed_supernode_and_nothing_leaks(
     """Three rounds against a server that may lie, five nodes needed, one killed in mid-round."""
     six.recorder.clear()
     out = six.folder / "digits.npz"
-    process = six.begin(EXAMPLES / "secure", out=str(out), roster=str(six.folder / "roster.json"))
+    process = six.begin(EXAMPLES / "secure", out=str(out), **active(six))
     six.wait_for_phase("share_keys", 2)
     six.end("node4", signal.SIGKILL)
     outcome = six.finish(process)

@@ -106,6 +106,11 @@ class Recorder:
         """Both."""
         return self.up() + self.down()
 
+    def totals(self) -> tuple[int, int]:
+        """Bytes from the nodes, bytes to them."""
+        with self._lock:
+            return sum(map(len, self._up)), sum(map(len, self._down))
+
     def clear(self) -> None:
         """Forgets what was heard so far; connections go on."""
         with self._lock:
