@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from importlib import import_module, metadata, util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,7 @@ def ours(session: Callable[[], Row]) -> Row:
         "server": row["server_cpu_s"],
         "masks": clock["masks"],
         "client": row["client_cpu_s"],
+        "bytes_up": row.get("bytes_up_per_client", 0),
     }
 
 
@@ -102,26 +104,37 @@ class Grid:
 
     def __init__(self, clock: Clock, contexts: dict[int, Any], dropped: set[int], app: Any) -> None:
         self.clock, self.contexts, self.dropped, self.app = clock, contexts, dropped, app
+        self.memory = Memory()
+        self.up = dict.fromkeys(contexts, 0)
 
     def send_and_receive(
         self, messages: Iterable[Any], *, timeout: float | None = None
     ) -> list[Any]:
         """The clients' replies; an error for each that has vanished."""
         del timeout
+        given = list(messages)
+        uploads = any(self._stage(message) == "collect_masked_vectors" for message in given)
+        if uploads:
+            self.memory.begin()
         with self.clock.on("grid"):
-            return [self._answer(message) for message in messages]
+            replies = [self._answer(message) for message in given]
+        if uploads:
+            self.memory.forget_peak()
+        return replies
+
+    @staticmethod
+    def _stage(message: Any) -> str:
+        from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key
+
+        return str(message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE])
 
     def _answer(self, message: Any) -> Any:
         from flwr.app import Error, Message
         from flwr.client.mod import secagg_mod
-        from flwr.common.secure_aggregation.secaggplus_constants import (
-            RECORD_KEY_CONFIGS,
-            Key,
-            Stage,
-        )
+        from flwr.common.secure_aggregation.secaggplus_constants import Stage
 
         node = message.metadata.dst_node_id
-        stage = message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE]
+        stage = self._stage(message)
         late = stage in (Stage.COLLECT_MASKED_VECTORS, Stage.UNMASK)
         if late and node in self.dropped:
             return Message(Error(0), reply_to=message)
@@ -129,7 +142,9 @@ class Grid:
         if stage == Stage.SETUP:
             message = self._own_copy(message)
         with self.clock.on("client"):
-            return secagg_mod(message, self.contexts[node], self.app)
+            reply = secagg_mod(message, self.contexts[node], self.app)
+        self.up[node] += payload(reply.content)
+        return reply
 
     @staticmethod
     def _own_copy(message: Any) -> Any:
@@ -142,6 +157,55 @@ class Grid:
             message_type=message.metadata.message_type,
             group_id=message.metadata.group_id,
         )
+
+
+class Memory:
+    """The resident set from the upload of masked vectors on; nothing where the system is mute.
+
+    Both in one process would make the clients' memory the server's: the peak is forgotten once the
+    last reply is there, and what the replies themselves take is in it from then on.
+    """
+
+    STATUS = Path("/proc/self/status")
+    FORGET = Path("/proc/self/clear_refs")
+
+    def __init__(self) -> None:
+        self.baseline = 0
+
+    def _now(self, field: str) -> int:
+        if not self.STATUS.exists():
+            return 0
+        (line,) = [x for x in self.STATUS.read_text().splitlines() if x.startswith(field + ":")]
+        return int(line.split()[1]) * 1024
+
+    def begin(self) -> None:
+        """From here on memory counts."""
+        gc.collect()
+        self.baseline = self._now("VmRSS")
+
+    def forget_peak(self) -> None:
+        """Starts the system's record of the peak anew."""
+        gc.collect()
+        if self.FORGET.exists():
+            self.FORGET.write_text("5")
+
+    def peak(self) -> int:
+        """Bytes above the baseline at the most, since the last reply."""
+        return self._now("VmHWM") - self.baseline
+
+
+def payload(content: Any) -> int:
+    """Bytes of values in a message's content; numbers count 8."""
+
+    def size(value: Any) -> int:
+        if isinstance(value, list):
+            return sum(size(one) for one in value)
+        return len(value) if isinstance(value, bytes | str) else 8
+
+    total = sum(record.count_bytes() for record in content.array_records.values())
+    for record in content.config_records.values():
+        total += sum(size(value) for value in record.values())
+    return int(total)
 
 
 class Strategy:
@@ -179,13 +243,21 @@ class Proxy:
         self.node_id = node_id
 
 
-def theirs(n: int, m: int, threshold: int, dropped: int) -> Row:
-    """One session of Flower's workflow, its result checked against the mean of the inputs."""
+def theirs(n: int, m: int, threshold: int, dropped: int, neighbours: int = 0) -> Row:
+    """One session of Flower's workflow, its result checked against the mean of the inputs.
+
+    Args:
+        n: clients.
+        m: entries.
+        threshold: shares that open a secret; a client's own counts.
+        dropped: clients that vanish before their masked input.
+        neighbours: of SecAgg+, without the client itself; 0 for SecAgg.
+    """
     from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
     from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
     from flwr.compat.common import recorddict_compat
     from flwr.server.compat.legacy_context import LegacyContext
-    from flwr.server.workflow import SecAggWorkflow
+    from flwr.server.workflow import SecAggPlusWorkflow, SecAggWorkflow
     from flwr.server.workflow.secure_aggregation import (
         secaggplus_workflow as workflow,
     )
@@ -231,7 +303,12 @@ def theirs(n: int, m: int, threshold: int, dropped: int) -> Row:
         watch(clock.watching(mod, ("parameters_to_ndarrays",), "client encoding"))
         watch(clock.watching(recorddict_compat, ("recorddict_to_fitres",), "conversion"))
         with clock.on("workflow"):
-            SecAggWorkflow(threshold, max_weight=float(WEIGHT))(grid, server)
+            if neighbours:
+                SecAggPlusWorkflow(neighbours + 1, threshold, max_weight=float(WEIGHT))(
+                    grid, server
+                )
+            else:
+                SecAggWorkflow(threshold, max_weight=float(WEIGHT))(grid, server)
     assert strategy.mean is not None, "Flower's workflow halted"
     # Stochastic rounding to 2^22 steps over [-8, 8], and a weight per client.
     assert np.abs(strategy.mean - values).max() < 1e-4
@@ -243,6 +320,8 @@ def theirs(n: int, m: int, threshold: int, dropped: int) -> Row:
         "masks": clock["masks"],
         "reconstruction": clock["reconstruction"],
         "client": (clock["client"] - encoding) / (n - dropped),
+        "bytes_up": grid.up[nodes[-1]],
+        "server_peak_bytes": grid.memory.peak(),
     }
 
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from securefl.modular import RingVector
 from securefl.primitives.prg import add_mask
+from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.secagg import ClientPolicy, SecAggClient, SecAggParams, SecAggServer
 from securefl.protocols.secagg.calculator import modulus_bits
 from securefl.protocols.secagg.sizes import SessionShape, expansion, traffic
@@ -80,10 +81,26 @@ EXPANSION = {
 }
 
 
-def session(n: int, m: int, b: int, percent: int) -> dict[str, object]:
-    """One session with ``percent`` % of the clients leaving before their masked input."""
+def session(
+    n: int,
+    m: int,
+    b: int,
+    percent: int,
+    *,
+    adversary: Adversary = Adversary.SEMI_HONEST,
+    sparse: tuple[int, int] | None = None,
+) -> dict[str, object]:
+    """One session with ``percent`` % of the clients leaving before their masked input.
+
+    ``sparse`` is (neighbours, threshold) of a graph that is taken as it is: a peer's, which our own
+    defaults may refuse. ``adversary`` is the semi-honest server or the active one.
+    """
     planned = 30 * n // 100
-    params = SecAggParams.complete(n, ThreatModel(corrupt=max(1, n // 20), dropped=planned))
+    threat = ThreatModel(adversary=adversary, corrupt=max(1, n // 20), dropped=planned)
+    params, sigma = SecAggParams.complete(n, threat), 40
+    if sparse is not None:
+        sigma = 1
+        params = SecAggParams.harary(n, threat, k=sparse[0], t=sparse[1], sigma=sigma, eta=1)
     config = params.config(
         round_id=RoundId(1),
         cohort=Cohort.of(range(n)),
@@ -92,16 +109,29 @@ def session(n: int, m: int, b: int, percent: int) -> dict[str, object]:
         context_digest=CONTEXT,
         server_nonce=os.urandom(32),
     )
-    policy = ClientPolicy(gamma=0)
+    policy = ClientPolicy(gamma=0, sigma=sigma)
+    identities: dict[int, IdentityKey] = {}
+    directory = None
+    if adversary is Adversary.ACTIVE:
+        identities = {u: IdentityKey(os.urandom(32)) for u in config.cohort}
+        directory = IdentityDirectory({u: key.public for u, key in identities.items()})
     clients = {
-        u: SecAggClient(u, config, context_digest=CONTEXT, policy=policy) for u in config.cohort
+        u: SecAggClient(
+            u,
+            config,
+            context_digest=CONTEXT,
+            policy=policy,
+            identity=identities.get(u),
+            directory=directory,
+        )
+        for u in config.cohort
     }
     dropped = config.cohort.ids[: percent * n // 100]
     generator = np.random.default_rng(0)  # public test inputs
     base = generator.integers(0, 1 << b, size=m, dtype=np.uint64).astype(np.uint32)
     vector = RingVector(base, 1 << b)
     result = run_session(
-        SecAggServer(config),
+        SecAggServer(config, directory=directory),
         clients,
         lambda u: vector,
         network=InMemoryNetwork(keep_transcript=False),

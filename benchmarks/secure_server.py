@@ -225,14 +225,10 @@ def serve(frames: Connection, config: RoundConfig, processes: int) -> None:
     )
 
 
-def measure(n: int, m: int, *, percent: int, sparse: bool, processes: int = 1) -> dict[str, object]:
-    """One row: the server in a child process, made-up clients here."""
-    k, t = None, 2 * n // 3 + 1
-    if sparse:
-        found = parameters(n, ThreatModel(corrupt=max(1, n // 20), dropped=33 * n // 100))
-        k, t = found.k, found.t
-    config = configuration(n, m, k=k, t=min(t, n - 1 - percent * n // 100), percent=percent)
-    dropped = range(percent * n // 100)
+def in_a_process_of_its_own(
+    config: RoundConfig, dropped: Iterable[int], processes: int = 1
+) -> dict[str, object]:
+    """What :func:`serve` measured in a child process, with made-up clients here."""
     here, there = get_context("spawn").Pipe()
     stream = os.fdopen(os.dup(here.fileno()), "wb")
 
@@ -252,6 +248,18 @@ def measure(n: int, m: int, *, percent: int, sparse: bool, processes: int = 1) -
         row = here.recv()
     finally:
         child.join(60)
+    return row
+
+
+def measure(n: int, m: int, *, percent: int, sparse: bool, processes: int = 1) -> dict[str, object]:
+    """One row: the server in a child process, made-up clients here."""
+    k, t = None, 2 * n // 3 + 1
+    if sparse:
+        found = parameters(n, ThreatModel(corrupt=max(1, n // 20), dropped=33 * n // 100))
+        k, t = found.k, found.t
+    config = configuration(n, m, k=k, t=min(t, n - 1 - percent * n // 100), percent=percent)
+    dropped = range(percent * n // 100)
+    row = in_a_process_of_its_own(config, dropped, processes)
     vector, edges = 4 * m, n * (k or n - 1)
     traffic = 0 if sparse else CIPHERTEXT_BYTES * edges
     key = (n, m, percent, processes)

@@ -7,15 +7,16 @@ the session that they name; whether they are what this node wants is decided els
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from securefl.errors import ConfigurationError, WireError
 from securefl.flower.errors import Code, Refusal
-from securefl.flower.plan import Plan, session_context
+from securefl.flower.plan import Plan, run_config_digest, session_context
 from securefl.flower.records import Envelope
 from securefl.round import RoundConfig
 
-__all__ = ["Agreement", "agreed", "opening"]
+__all__ = ["Agreement", "agreed", "check_run_config", "opening"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +79,22 @@ def agreed(raw_config: bytes, raw_plan: bytes) -> tuple[RoundConfig, Plan]:
             f"clients, the plan {plan.length} mod {plan.modulus} of at most {plan.clients}",
         )
     return config, plan
+
+
+def check_run_config(plan: Plan, run_config: Mapping[str, object]) -> None:
+    """Whether a node with data was told the same run configuration as the ServerApp.
+
+    Raises:
+        Refusal: MALFORMED.
+    """
+    try:
+        own = run_config_digest(run_config)
+    except ConfigurationError as error:
+        raise Refusal(Code.MALFORMED, str(error)) from None
+    if own != plan.run_config:
+        raise Refusal(
+            Code.MALFORMED,
+            f"this node's run_config has the digest {own[:16]}, the plan names "
+            f"{plan.run_config[:16]}: the app would run under another one here than elsewhere; the "
+            "ServerApp gives its own with SecAggConfig(run_config=context.run_config)",
+        )

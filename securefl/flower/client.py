@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from securefl.flower.errors import ERROR_NUMBER, PREFIX, Code, Refusal
 from securefl.flower.hello import hello_reply
+from securefl.flower.logs import traceback_of
 from securefl.flower.plan import Kind
 from securefl.flower.policy import Node
 from securefl.flower.records import HELLO_TYPE, SESSION_TYPE
@@ -68,10 +69,11 @@ def _scrubbed(message: Message, act: Callable[[], RecordDict]) -> Message:
         return Message(act(), reply_to=message)
     except Refusal as refusal:
         code = refusal.code
-        logger.warning("refused (%s, %s): %s", code, code.meaning, refusal, exc_info=True)
-    except Exception:
+        logger.warning("refused (%s, %s):\n%s", code, code.meaning, traceback_of(refusal))
+    except Exception as error:
         code = Code.INTERNAL
-        logger.exception("error while answering a message (%s)", code)
+        # Not logger.exception: it would print the text of the error as it is.
+        logger.error("error while answering a message (%s):\n%s", code, traceback_of(error))
     return Message(Error(code=ERROR_NUMBER, reason=f"{PREFIX}{code}"), reply_to=message)
 
 
@@ -100,9 +102,14 @@ def _route(message: Message, context: Context, app: _App) -> RecordDict:
 def _run_app(
     message: Message, context: Context, app: _App, kind: Kind, content: RecordDict
 ) -> RecordDict:
-    """The app's own function on its usual content, under its usual message type."""
+    """The app's own function on its usual content, under its usual message type.
+
+    The group id is blanked: it is no part of what the nodes agree on, and an app that goes by it
+    could be told something else on each node.
+    """
     metadata, envelope = message.metadata, message.content
-    metadata.message_type, message.content = kind.value, content
+    group = metadata.group_id
+    metadata.message_type, metadata.group_id, message.content = kind.value, "", content
     try:
         reply = app(message, context)
         if reply.has_error():
@@ -113,4 +120,5 @@ def _run_app(
     except Exception as error:
         raise Refusal(Code.TRAINING, f"the app's own function raised: {error!r}") from error
     finally:
-        metadata.message_type, message.content = SESSION_TYPE, envelope
+        metadata.message_type, metadata.group_id = SESSION_TYPE, group
+        message.content = envelope

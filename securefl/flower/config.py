@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from securefl.errors import ConfigurationError
 from securefl.flower.paillier_setup import PaillierSetup
-from securefl.flower.plan import MetricRange, TrainIn, Weighting
+from securefl.flower.plan import MetricRange, TrainIn, Weighting, run_config_digest
 from securefl.flower.policy import SumProtocol
 from securefl.flower.sums import PaillierNumbers
 from securefl.primitives.identities import Roster
@@ -135,6 +135,9 @@ class SecAggConfig:
         quorum: replies that start the grace period; default n - D.
         on_abort: what a lost round does.
         retries: fresh attempts of a lost round; clients train again, nothing is reused.
+        run_config: the ServerApp's ``context.run_config``. A node whose own is another one
+            refuses, so that no node trains under other settings than its neighbours. None stands
+            for an app without any.
 
     Raises:
         ConfigurationError: with the numbers.
@@ -159,6 +162,7 @@ class SecAggConfig:
     quorum: int | None = None
     on_abort: OnAbort = OnAbort.RAISE
     retries: int = 0
+    run_config: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -206,6 +210,7 @@ class SecAggConfig:
         _at_least("quorum", self.quorum, 1)
         _at_least("retries", self.retries, 0)
         self.metric_ranges()
+        run_config_digest(self.run_config or {})
         if isinstance(self.roster, str | Path):
             object.__setattr__(self, "roster", Roster.load(Path(self.roster)))
         self._check_setup()
@@ -263,9 +268,9 @@ class SecAggConfig:
             ConfigurationError: for an unknown key, or what the constructor refuses.
         """
         times = {one.name: one.name for one in fields(Timing)}
-        known = {one.name for one in fields(cls)} - {"timing", "privacy"}
+        known = {one.name for one in fields(cls)} - {"timing", "privacy", "run_config"}
         private = {one.name: one.name for one in fields(DistributedDP)}
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"run_config": dict(run_config)}
         timing: dict[str, float] = {}
         privacy: dict[str, Any] = {}
         for key, value in run_config.items():

@@ -51,7 +51,7 @@ class Code(StrEnum):
 
 _MEANING = {
     Code.UNPROTECTED: "message type without protection",
-    Code.MALFORMED: "malformed or contradictory message",
+    Code.MALFORMED: "malformed or contradictory message, or another run_config",
     Code.ADVERSARY: "protocol or adversary below the node's floor",
     Code.COHORT: "cohort too small for the node's floor",
     Code.THRESHOLD: "thresholds unsafe or below the node's floor, or too few clients left",

@@ -24,6 +24,8 @@ from securefl.flower.records import content_bytes
 __all__ = ["Exchange", "Letter", "Progress"]
 
 _TTL_SLACK = 30.0
+PULL_BATCH = 8
+"""Replies asked for at once: so many masked vectors are in memory before they are summed."""
 
 
 class Progress(Enum):
@@ -110,16 +112,7 @@ class Exchange:
         waiting = self._push(letters, message_type, group, deadline)
         quorum_at: float | None = None
         while True:
-            if waiting:
-                for reply in self._grid.pull_messages(list(waiting)):
-                    node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                    if node is None:
-                        continue
-                    self._unanswered.pop(reply.metadata.reply_to_message_id, None)
-                    if reply.has_content():
-                        size = content_bytes(reply.content)
-                        self.bytes_from[node] = self.bytes_from.get(node, 0) + size
-                    take(node, reply)
+            self._pull(waiting, take)
             now = self.clock()
             state = progress()
             if state is Progress.QUORUM and quorum_at is None:
@@ -130,6 +123,20 @@ class Exchange:
             if state is Progress.QUORUM and not in_grace:
                 return
             self._sleep(self._poll)
+
+    def _pull(self, waiting: dict[str, int], take: Callable[[int, Message], None]) -> None:
+        """One look: hands on what has come, a few replies at a time."""
+        asked = list(waiting)
+        for start in range(0, len(asked), PULL_BATCH):
+            for reply in self._grid.pull_messages(asked[start : start + PULL_BATCH]):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    continue
+                self._unanswered.pop(reply.metadata.reply_to_message_id, None)
+                if reply.has_content():
+                    size = content_bytes(reply.content)
+                    self.bytes_from[node] = self.bytes_from.get(node, 0) + size
+                take(node, reply)
 
     def _push(
         self, letters: list[Letter], message_type: str, group: str, deadline: float
@@ -170,8 +177,10 @@ class Exchange:
         """
         now = self.clock()
         if self._unanswered:
-            for reply in self._grid.pull_messages(list(self._unanswered)):
-                self._unanswered.pop(reply.metadata.reply_to_message_id, None)
+            owed = list(self._unanswered)
+            for start in range(0, len(owed), PULL_BATCH):
+                for reply in self._grid.pull_messages(owed[start : start + PULL_BATCH]):
+                    self._unanswered.pop(reply.metadata.reply_to_message_id, None)
         self._unanswered = {
             one: (node, until) for one, (node, until) in self._unanswered.items() if now < until
         }

@@ -39,6 +39,7 @@ from securefl.flower.config import OnAbort, SecAggConfig
 from securefl.flower.errors import Code, code_of
 from securefl.flower.exchange import Exchange, Letter, Progress
 from securefl.flower.hello import NONCE_BYTES, hello_content, verified_hello
+from securefl.flower.logs import printable
 from securefl.flower.plan import (
     CodecTerms,
     Kind,
@@ -47,6 +48,7 @@ from securefl.flower.plan import (
     TrainIn,
     Weighting,
     metric_levels,
+    run_config_digest,
     session_context,
     typed_config,
 )
@@ -357,8 +359,8 @@ class SecureGrid(Grid):
             try:
                 return [self._attempt(request, record, until)]
             except _LOST as error:
-                record.lost = str(error)
-                logger.warning("secure round %s lost: %s", self._calls, error)
+                record.lost = printable(error)
+                logger.warning("secure round %s lost: %s", self._calls, record.lost)
                 if left == 0 and self._config.on_abort is OnAbort.RAISE:
                     raise
         return []
@@ -500,6 +502,7 @@ class SecureGrid(Grid):
             arrays_key=request.arrays_key,
             config_key=request.config_key,
             train_config=typed_config(request.config),
+            run_config=run_config_digest(config.run_config or {}),
         )
 
     def _reply(
@@ -585,7 +588,7 @@ class SecureGrid(Grid):
                 )
             except ConfigurationError as error:
                 record.refusals[Code.IDENTITY] += 1
-                logger.warning("node %s is left out: %s", node, error)
+                logger.warning("node %s is left out: %s", node, printable(error))
 
         def progress() -> Progress:
             known = sum(node in self._members for node in nodes)
@@ -748,10 +751,10 @@ class _Session:
         try:
             events = server.receive(frame_of(reply.content), client)
         except (PeerProtocolError, WireError, ConfigurationError) as error:
-            logger.warning("a reply of client %s is not taken: %s", client, error)
+            logger.warning("a reply of client %s is not taken: %s", client, printable(error))
             return
         for event in events:
-            logger.info("%s", event)
+            logger.info("%s", printable(event))
         self.answered += 1
 
     def _progress(self, server: SumServer, phase: str) -> Progress:

@@ -24,6 +24,7 @@ from typing import Final
 
 from securefl.errors import ConfigurationError
 from securefl.flower.errors import Code, Refusal
+from securefl.flower.logs import printable, traceback_of
 
 __all__ = ["Courier", "Request", "hold", "listening", "read_fields", "serve"]
 
@@ -94,7 +95,7 @@ def serve(listener: socket.socket, *, node_file: Path) -> None:
                 link.settimeout(None)
                 _send(link, _answer(request, node_file))
             except (OSError, ConfigurationError) as error:
-                logger.warning("a connection ended without an answer: %s", error)
+                logger.warning("a connection ended without an answer: %s", printable(error))
 
 
 def hold(node_file: Path, path: Path, *, ready: Callable[[str], None]) -> None:
@@ -124,10 +125,11 @@ def _answer(request: Request, node_file: Path) -> Request:
     try:
         return b"frame", answer_request(request, node_file)
     except Refusal as refusal:
-        logger.warning("refused (%s, %s): %s", refusal.code, refusal.code.meaning, refusal)
-        return b"code", refusal.code.value.encode()
-    except Exception:
-        logger.exception("error while answering a request")
+        code = refusal.code
+        logger.warning("refused (%s, %s): %s", code, code.meaning, printable(refusal))
+        return b"code", code.value.encode()
+    except Exception as error:
+        logger.error("error while answering a request:\n%s", traceback_of(error))
         return b"code", Code.INTERNAL.value.encode()
 
 

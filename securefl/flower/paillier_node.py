@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from securefl.errors import ConfigurationError, DecryptionRefused, WireError
 from securefl.flower.errors import Code, Refusal
+from securefl.flower.logs import printable
 from securefl.flower.paillier_setup import PaillierSetup
 from securefl.modular import RingVector
 from securefl.primitives.identities import Roster
@@ -403,7 +404,7 @@ def decide(
     try:
         found = _only_frame(machine.receive(frame, SERVER))
     except DecryptionRefused as refused:
-        logger.warning("refused to open: %s", refused)
+        logger.warning("refused to open: %s", printable(refused))
         found = _only_frame(refused.outbound)
     else:
         # What is paid for before it leaves; nobody can take a partial opening back.

@@ -41,7 +41,16 @@ from securefl.round import AggregateSum
 if TYPE_CHECKING:
     from accounting.events import Event
 
-__all__ = ["Aggregate", "Kind", "MetricRange", "Plan", "TrainIn", "Weighting", "session_context"]
+__all__ = [
+    "Aggregate",
+    "Kind",
+    "MetricRange",
+    "Plan",
+    "TrainIn",
+    "Weighting",
+    "run_config_digest",
+    "session_context",
+]
 
 _SCHEMA = "securefl-flower-plan/1"
 _MOST_LEVELS = 1 << 24
@@ -86,8 +95,8 @@ class MetricRange(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"metric {self.name!r}: expected low < high, both finite")
+        if not (self.low < self.high and math.isfinite(self.high - self.low)):
+            raise ValueError(f"metric {self.name!r}: expected low < high, a finite distance apart")
         return self
 
 
@@ -127,6 +136,7 @@ class Plan(_Strict):
         levels: integer steps between low and high of a metric; 0 without metrics.
         privacy: noise under the sum; None without differential privacy.
         arrays_key, config_key: names of the app's records.
+        run_config: digest of the run's configuration that the ServerApp has, hexadecimal.
         train_config: the app's configuration, each value with its type in front.
 
     Raises:
@@ -147,6 +157,7 @@ class Plan(_Strict):
     arrays_key: str = Field(min_length=1)
     config_key: str = Field(min_length=1)
     train_config: dict[str, list[Any]]
+    run_config: str = Field(default_factory=lambda: run_config_digest({}), pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -156,6 +167,8 @@ class Plan(_Strict):
             raise ValueError("an evaluation without declared metrics has no result")
         if self.weighting is Weighting.UNIFORM and self.max_weight != 1:
             raise ValueError(f"uniform weights mean max_weight = 1, found {self.max_weight}")
+        if self.arrays_key == self.config_key:
+            raise ValueError(f"model and configuration have one name, {self.arrays_key!r}")
         names = [metric.name for metric in self.metrics]
         if len({*names, self.weight_key}) != len(names) + 1:
             raise ValueError(f"metrics {names} are not distinct, or one is the weight")
@@ -420,6 +433,24 @@ def session_context(plan: bytes, model: bytes) -> bytes:
     return hashlib.sha256(hashlib.sha256(plan).digest() + model).digest()
 
 
+def run_config_digest(run_config: Mapping[str, Any]) -> str:
+    """SHA-256 of a run's configuration, 64 hexadecimal digits.
+
+    Flower fuses the app's defaults and the submitter's overrides alike for the ServerApp and on
+    every node, so all of its keys are common; what differs from node to node is in ``node_config``.
+
+    Raises:
+        ConfigurationError: for a value that is none of Flower's.
+
+    >>> run_config_digest({"lr": 0.1, "on": True}) == run_config_digest({"on": True, "lr": 0.1})
+    True
+    >>> run_config_digest({"lr": 1}) == run_config_digest({"lr": 1.0})
+    False
+    """
+    text = json.dumps(typed_config(run_config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(b"securefl flower run config" + text.encode()).hexdigest()
+
+
 def metric_levels(*, clients: int, max_weight: int, bits: int) -> int:
     """As many steps between low and high of a metric as a sum can hold, at most 2^24.
 
@@ -493,7 +524,10 @@ def _value(tag: str, value: Any) -> Any:
     if tag in ("f", "x"):
         if not isinstance(value, str):
             raise ValueError("a number or bytes of a plan's configuration is no text")
-        return float.fromhex(value) if tag == "f" else bytes.fromhex(value)
+        try:
+            return float.fromhex(value) if tag == "f" else bytes.fromhex(value)
+        except OverflowError as error:  # no ValueError, and pydantic passes on nothing else
+            raise ValueError(f"a number of a plan's configuration: {error}") from None
     if type(value) is not _TAGS[tag]:
         raise ValueError(f"a value of a plan's configuration is no {_TAGS[tag].__name__}")
     return value

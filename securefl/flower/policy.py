@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from securefl.errors import ConfigurationError
 from securefl.flower.errors import Code, Refusal
@@ -112,6 +112,8 @@ class Floor(_Strict):
             and allows fewer is refused before anything is trained. Without it such a run is refused
             only if the true number is too large, and that refusal tells the number to a server
             that asks again and again.
+        weight_key: the one metric that may be this node's weight. A server that names another
+            would learn from the refusal whether that one is a whole number in range.
         privacy: None demands no differential privacy.
     """
 
@@ -123,6 +125,7 @@ class Floor(_Strict):
     max_corrupt: int | str = "1/20"
     security_bits: int = Field(default=SIGMA, ge=1)
     max_examples: int | None = Field(default=None, ge=1)
+    weight_key: str = Field(default="num-examples", min_length=1)
     privacy: PrivacyFloor | None = None
 
     @field_validator("max_corrupt")
@@ -198,6 +201,17 @@ class NodeFile(_Strict):
     clear: Clear = Clear()
     paillier: PaillierSection | None = None
 
+    @model_validator(mode="after")
+    def _budget_covers_all(self) -> Self:
+        open_doors = [*(["evaluate"] if self.clear.evaluate else []), *self.clear.query]
+        if self.floor.privacy is not None and open_doors:
+            raise ValueError(
+                f"[floor.privacy] promises epsilon {self.floor.privacy.epsilon} for all that "
+                f"leaves this node, and [clear] lets {', '.join(open_doors)} leave outside of it; "
+                "take them out of [clear], or give up the floor"
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -270,7 +284,7 @@ class Node:
             file = NodeFile(**raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "the file as a whole"
             raise ConfigurationError(f"{path}, {where}: {first['msg']}") from None
         if file.paillier is not None and file.paillier.socket is not None:
             return cls._of_courier(file, path)
@@ -413,8 +427,8 @@ class Node:
         """
         floor = self.floor
         self._check_floor(config, plan)
-        if plan.weighted and floor.max_examples is not None:
-            _check_weights(plan, floor.max_examples)
+        if plan.weighted:
+            _check_weights(plan, floor)
         policy = floor.client_policy(config.n)
         if config.protocol is Protocol.PAILLIER:
             # Imported by _paillier, where this node accepts such sessions.
@@ -587,8 +601,14 @@ def _worst(config: RoundConfig, plan: Plan) -> Event:
     return plan.event(config.n_min, config.A)
 
 
-def _check_weights(plan: Plan, most: int) -> None:
-    if plan.max_weight < most:
+def _check_weights(plan: Plan, floor: Floor) -> None:
+    if plan.weight_key != floor.weight_key:
+        raise Refusal(
+            Code.METRICS,
+            f"the node weighs by {floor.weight_key!r}, the plan by {plan.weight_key!r}",
+        )
+    most = floor.max_examples
+    if most is not None and plan.max_weight < most:
         raise Refusal(
             Code.METRICS,
             f"the node has up to {most} examples, the plan allows {plan.max_weight}: whether they "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from securefl.errors import (
     SnapshotError,
     WireError,
 )
-from securefl.flower.agreement import Agreement, agreed, opening
+from securefl.flower.agreement import Agreement, agreed, check_run_config, opening
 from securefl.flower.errors import Code, Refusal
 from securefl.flower.plan import Kind, Plan, TrainIn, config_of
 from securefl.flower.policy import Node
@@ -85,11 +85,11 @@ def answer(content: RecordDict, context: Context, node: Node, run_app: AppFuncti
     if node.journal.answered(envelope.attempt, envelope.phase):
         raise Refusal(Code.ANSWERED, f"phase {envelope.phase} was answered before")
     if envelope.phase in (_FIRST, _CHECK_IN):
-        frame, after = _open(envelope, node, run_app)
+        frame, after = _open(envelope, node, run_app, context.run_config)
     else:
         before = _stored(envelope, context)
         try:
-            frame, after = _continue(envelope, before, node, run_app)
+            frame, after = _continue(envelope, before, node, run_app, context.run_config)
         except Refusal as refusal:
             if not refusal.code.about_state:
                 SessionState.tombstone(before.attempt).store(context.state)
@@ -121,12 +121,15 @@ def _stored(envelope: Envelope, context: Context) -> SessionState:
 # -- the first message ----------------------------------------------------------------------------
 
 
-def _open(envelope: Envelope, node: Node, run_app: AppFunction) -> tuple[bytes, SessionState]:
+def _open(
+    envelope: Envelope, node: Node, run_app: AppFunction, run_config: Mapping[str, object]
+) -> tuple[bytes, SessionState]:
     """Checks everything that was agreed, trains if it is time, and advertises fresh keys."""
     if envelope.frame is not None:
         raise Refusal(Code.MALFORMED, "the first message of a session has no frame")
     agreement = opening(envelope)
     config, plan = agreement.config, agreement.plan
+    check_run_config(plan, run_config)
     if (config.protocol is Protocol.PAILLIER) is not (envelope.phase == _CHECK_IN):
         raise Refusal(Code.MALFORMED, f"a {config.protocol.name} session opens in another phase")
     u = node.own_id(config, agreement.offered)
@@ -189,11 +192,16 @@ def _machine(config: RoundConfig, u: ClientId, policy: ClientPolicy, node: Node)
 
 
 def _continue(
-    envelope: Envelope, stored: SessionState, node: Node, run_app: AppFunction
+    envelope: Envelope,
+    stored: SessionState,
+    node: Node,
+    run_app: AppFunction,
+    run_config: Mapping[str, object],
 ) -> tuple[bytes, SessionState]:
     """One step of the machine."""
     config = stored.round_config()
     _, plan = agreed(stored.config, stored.plan)
+    check_run_config(plan, run_config)
     u = node.own_id(config, stored.client)
     if config.protocol is Protocol.PAILLIER:
         return _submit(envelope, stored, config, plan, node, run_app)

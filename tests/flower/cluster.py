@@ -47,6 +47,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._streams: list[bytearray] = []
+        self._upward: list[bytearray] = []
         self._server = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -63,13 +64,15 @@ class Recorder:
                 continue
             with self._lock:
                 self._sockets |= {client, link}
-            for source, sink in ((client, link), (link, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            for ends in ((client, link, True), (link, client, False)):
+                threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:
         stream = bytearray()
         with self._lock:
             self._streams.append(stream)
+            if upward:
+                self._upward.append(stream)
         try:
             while chunk := source.recv(1 << 16):
                 stream += chunk
@@ -85,6 +88,12 @@ class Recorder:
         """Each connection's bytes, one entry per direction."""
         with self._lock:
             return [bytes(stream) for stream in self._streams]
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes from the nodes, bytes to them."""
+        with self._lock:
+            up = sum(map(len, self._upward))
+            return up, sum(map(len, self._streams)) - up
 
     def clear(self) -> None:
         with self._lock:

@@ -82,4 +82,4 @@ def test_every_code_and_every_key_stands_in_a_table() -> None:
     assert set(re.findall(r"^\| (E\d{3}) \|", PAGE, re.MULTILINE)) == {code.value for code in Code}
     found = set(re.findall(r"`securefl-([a-z-]+)`", PAGE))
     known = {f.name for kind in (SecAggConfig, Timing, DistributedDP) for f in fields(kind)}
-    assert found == {name.replace("_", "-") for name in known - {"timing", "privacy"}}
+    assert found == {name.replace("_", "-") for name in known - {"timing", "privacy", "run_config"}}

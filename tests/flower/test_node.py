@@ -39,7 +39,7 @@ from securefl.flower import SecAggConfig, SecureClientApp, SecureGrid, Timing, s
 from securefl.flower import session as session_module
 from securefl.flower import state as state_module
 from securefl.flower.errors import Code, Refusal
-from securefl.flower.plan import Plan, session_context
+from securefl.flower.plan import Plan, run_config_digest, session_context
 from securefl.flower.policy import SIMULATION, Node
 from securefl.flower.records import model_digest
 from securefl.flower.state import MAX_STATE_BYTES, RECORD, SessionState, SqliteJournal
@@ -631,7 +631,8 @@ def test_the_runs_configuration_has_no_say(site: Site, normal: FakeGrid) -> None
             state=RecordDict(),
             run_config={"securefl": "/dev/null", "min_cohort": 3, "securefl-n-min": 3},
         )
-        message = first_message(normal, config={"round_id": 5})
+        same = {"run_config": run_config_digest(context.run_config)}
+        message = first_message(normal, config={"round_id": 5}, plan=same)
         reply = make_app()(message, context)
         assert reply.error.reason == "securefl:E104"
     finally:

@@ -237,7 +237,7 @@ def test_the_example_app_survives_a_killed_supernode_and_equals_the_plain_mean(
         pytest.importorskip(name)
     six.recorder.clear()
     out = six.folder / "digits.npz"
-    process = six.begin(example, out=str(out), roster=str(six.folder / "roster.json"))
+    process = six.begin(example, out=str(out), **active(six))
     six.wait_for_phase("share_keys", 2)
     six.end("node4", signal.SIGKILL)
     outcome = six.finish(process)

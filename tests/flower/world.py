@@ -67,6 +67,7 @@ class FakeNode:
     app: ClientApp
     config: dict[str, Any]
     state: RecordDict = field(default_factory=RecordDict)
+    run_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -137,7 +138,7 @@ class FakeGrid(Grid):
             node_id=node,
             node_config=dict(there.config),
             state=copy.deepcopy(there.state),
-            run_config={},
+            run_config=dict(there.run_config),
         )
         try:
             reply = there.app(copy.deepcopy(message), context)

@@ -17,7 +17,7 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     nodes = int(run["min-nodes"])
     fedavg = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-    grid = SecureGrid(grid, fedavg, SecAggConfig(clip_norm=9, max_weight=500, roster=run["roster"]))
+    grid = SecureGrid(grid, fedavg, SecAggConfig.from_run_config(run, clip_norm=9, max_weight=500))
     models = []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

@@ -1,0 +1,1 @@
+"""An app for benchmarks: what it costs is what its messages cost."""
