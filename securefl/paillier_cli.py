@@ -1,8 +1,7 @@
-"""The commands ``securefl paillier keygen | holder-key | deal | open-share | inspect | hold``.
+"""The commands ``securefl paillier keygen | holder-key | deal | open-share | inspect``.
 
-All but the last make and read key files and say plainly what each file is and who may see it.
-``hold`` keeps a key of Flower runs in a process of its own, out of reach of the app that a run
-brings. ``cli`` registers them; errors become exit codes there.
+They make and read key files and say plainly what each file is and who may see it. ``cli``
+registers them; errors become exit codes there.
 """
 
 from __future__ import annotations
@@ -192,25 +191,6 @@ def open_share(
         f"  {known.threshold} such shares open every sum. Keep it where the server cannot reach.",
     ]
     _say(found, lines, as_json=as_json)
-
-
-@paillier.command()
-def hold(
-    node: Annotated[Path, typer.Argument(help="The holder's node.toml.")],
-    *,
-    socket: Annotated[Path, typer.Option(help="Where the SuperNode's app asks; made and removed.")],
-) -> None:
-    """Open sums of Flower runs for a SuperNode that has no key; runs until it is interrupted."""
-    import logging  # noqa: PLC0415  # load late
-    import signal  # noqa: PLC0415  # load late
-
-    from securefl.flower.holder import hold as serve_until_interrupted  # noqa: PLC0415  # load late
-
-    logging.basicConfig(level=logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the socket is removed then, too
-    serve_until_interrupted(
-        node, socket, ready=lambda who: typer.echo(f"{who}, listening at {socket}")
-    )
 
 
 @paillier.command()

@@ -155,7 +155,7 @@ class PaillierPart:
         what = "a share" if self.secret is None else "a whole key"
         raise ConfigurationError(
             f"the node file gives {what} to an app, and the app's code comes from the server's "
-            "side: keep it in a process of its own, securefl paillier hold, and give the "
+            "side: keep it in a process of its own, python -m securefl.flower hold, and give the "
             "SuperNode a file with the socket only (docs/how-to/flower.md)"
         )
 

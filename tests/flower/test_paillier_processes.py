@@ -74,8 +74,8 @@ class PaillierCluster(Cluster):
 
 @contextmanager
 def holders_process(home: Path) -> Iterator[None]:
-    """``securefl paillier hold``, until it has removed its socket again."""
-    command = [sys.executable, "-m", "securefl.cli", "paillier", "hold"]
+    """``python -m securefl.flower hold``, until it has removed its socket again."""
+    command = [sys.executable, "-m", "securefl.flower", "hold"]
     process = subprocess.Popen(
         [*command, str(home / "holder.toml"), "--socket", str(home / "holder.sock")],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
