@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flower_world import FakeNode, Site
 
 from securefl.flower.holder import listening, serve
 from securefl.primitives.identities import Roster, create_identity
-from securefl.primitives.paillier import SecretKey, generate_keypair
+from securefl.primitives.paillier import PublicKey, SecretKey, generate_keypair
 from securefl.primitives.paillier import files as key_files
 from securefl.primitives.paillier.threshold import KeyShare, ThresholdPublicKey, deal
 
@@ -26,18 +27,38 @@ NEEDED = 3
 IN_APP = "whoever may submit runs reads this share"
 
 
+SHORT = 512
+"""Bits of the keys in one process; see :func:`short_keys`."""
+
+
 @cache
-def threshold_key() -> tuple[ThresholdPublicKey, list[KeyShare]]:
+def threshold_key(bits: int = SHORT) -> tuple[ThresholdPublicKey, list[KeyShare]]:
     """3 of 4; for tests, so from a fixed seed that finds its primes soon."""
     random_bytes = np.random.default_rng(1).bytes
-    return deal(threshold=NEEDED, parties=len(HOLDERS), bits=2048, random_bytes=random_bytes)
+    return deal(
+        threshold=NEEDED,
+        parties=len(HOLDERS),
+        bits=bits,
+        min_bits=bits,
+        random_bytes=random_bytes,
+    )
 
 
 @cache
 def whole_key(seed: int = 0) -> SecretKey:
     """Likewise."""
     random_bytes = np.random.default_rng(seed).bytes
-    return generate_keypair(2048, primes="blum", random_bytes=random_bytes)
+    return generate_keypair(SHORT, primes="blum", min_bits=SHORT, random_bytes=random_bytes)
+
+
+@contextmanager
+def short_keys() -> Iterator[None]:
+    """Key files below the limit are accepted: a round costs a twentieth. Nothing else changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (PublicKey, SecretKey, ThresholdPublicKey):
+            reader: Any = kind.from_bytes
+            patch.setitem(reader.__func__.__kwdefaults__, "min_bits", SHORT)
+        yield
 
 
 class PaillierSite(Site):

@@ -20,9 +20,11 @@ from flower_holders import (
     IN_APP,
     KEY_HOLDER,
     NEEDED,
+    SHORT,
     WITNESS,
     KeyHolderSite,
     PaillierSite,
+    short_keys,
     threshold_key,
     whole_key,
 )
@@ -48,11 +50,18 @@ from securefl.flower.records import frame_of, record_of_frame
 from securefl.flower.state import RECORD
 from securefl.primitives.channel import sha256
 from securefl.primitives.paillier import files as key_files
+from securefl.primitives.paillier.threshold import ThresholdPublicKey
 from securefl.protocols.paillier.messages import CheckRequest, OpenRequest
 from securefl.wire import decode_frame, encode_frame
 
 CLIP = 5.0
 PHASES = ("check_in", "masked_input_collection", "opening")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    with short_keys():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +161,7 @@ def test_a_key_holder_in_its_own_process_opens_what_a_witness_has_signed(
     assert (KEY_HOLDER, "checking") not in asked
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     clients=st.dictionaries(
         st.sampled_from(CLIENTS),
@@ -464,7 +473,11 @@ def test_a_server_with_another_key_or_other_holders_gets_no_ciphertext(
         from securefl.primitives.paillier.threshold import deal as deal_key
 
         other, _ = deal_key(
-            threshold=3, parties=4, bits=2048, random_bytes=np.random.default_rng(4).bytes
+            threshold=3,
+            parties=4,
+            bits=SHORT,
+            min_bits=SHORT,
+            random_bytes=np.random.default_rng(4).bytes,
         )
         setup = replace(setup, key=other)
     grid, inner = make(holders, paillier=setup)
@@ -509,6 +522,21 @@ def test_a_decider_is_asked_in_its_phase_about_its_session_and_nothing_else(
     plain = train_message(HOLDERS[0], model())
     assert code(HOLDERS[0], plain) == "E101"
     assert reason_of(inner.answer(HOLDERS[0], opening)) is None, "the unchanged one"
+
+
+def test_a_session_with_a_key_cannot_be_opened_in_another_phase(
+    holders: PaillierSite, played: FakeGrid
+) -> None:
+    first = next(s.message for s in played.log if s.node == 101 and s.phase == "check_in")
+    holders.forget()
+    message = copy.deepcopy(first)
+    head = message.content["securefl"]
+    assert isinstance(head, ConfigRecord)
+    message.content["securefl"] = ConfigRecord({**head, "phase": "advertise_keys"})
+    reply = played.answer(101, message)
+    assert reply.has_error()
+    assert reply.error.reason == "securefl:E102"
+    assert not played.answer(101, first).has_error()
 
 
 def test_training_happens_after_the_server_has_shown_the_right_terms(
@@ -871,6 +899,14 @@ def test_a_configuration_that_cannot_be_run_is_refused_with_its_numbers(
     with pytest.raises(ConfigurationError, match=message):
         grid, _ = make(holders, **changes)
         ask(grid)
+
+
+def test_a_key_below_the_limit_is_refused_in_a_setup(holders: PaillierSite) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        reader: Any = ThresholdPublicKey.from_bytes
+        patch.setitem(reader.__func__.__kwdefaults__, "min_bits", 2048)
+        with pytest.raises(ConfigurationError, match="needs 2048 to"):
+            PaillierSetup.load(holders.setup, holders.roster)
 
 
 def test_the_digest_to_compare_covers_key_and_holders(holders: PaillierSite) -> None:
