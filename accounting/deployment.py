@@ -276,9 +276,9 @@ class Correlated(_Section):
 class Aggregation(_Section):
     """``[phase.aggregation]``: how contributions are summed."""
 
-    protocol: Literal["none", "secagg", "secagg+", "lightsecagg", "paillier", "other"] = Field(
-        default="none", description="the secure aggregation protocol"
-    )
+    protocol: Literal[
+        "none", "secagg", "secagg+", "lightsecagg", "paillier", "peersum", "other"
+    ] = Field(default="none", description="the secure aggregation protocol")
     planned: MaybeCount = Field(default=None, description="planned cohort; none: `sampling.cohort`")
     threshold: MaybeCount = Field(
         default=None, description="fewest survivors that the protocol accepts"

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from securefl.training.private_weights import PrivateWeighting, check_private_weights
 
 __all__ = [
     "DistributedDPConfig",
@@ -106,7 +108,7 @@ class DistributedDPConfig(NoiseSharesConfig):
 
 
 class UserLevelDPConfig(NoiseSharesConfig):
-    """``[user_level_dp]``: a client's whole data is the unit (DP-FedAvg).
+    """``[user_level_dp]``: a client's whole data is the unit (DP-FedAvg, private q-FedAvg).
 
     With ``participation = "secret"`` every client sends a noise share in every round, and a coin
     of its own, which nobody else learns, decides whether its update or zero is inside.
@@ -122,6 +124,17 @@ class UserLevelDPConfig(NoiseSharesConfig):
     participations: PositiveInt | None = None
     """Rounds that the noise lets one client take part in, ``cohort`` only; default half as many
     again as it is drawn for on average. Its own ledger refuses more."""
+    weighting: PrivateWeighting = PrivateWeighting.EQUAL
+    """How much a client's clipped update counts: ``equal``, or ``capped-examples`` for
+    min(n_k / example_cap, 1). The divisor is the expected number of clients in either case."""
+    example_cap: PositiveInt | None = None
+    """Records at which a client counts fully, public; for ``capped-examples``, and needed there."""
+    algorithm: Literal["fedavg", "q-fedavg"] = "fedavg"
+    """``q-fedavg``: clients with a large loss count more; the same noise pays for that."""
+    q: NonNegativeFloat | None = None
+    """Fairness of ``q-fedavg``: 0 is ``fedavg``; default 1."""
+    loss_cap: PositiveFloat | None = None
+    """Largest loss that ``q-fedavg`` tells apart, public; default 2 ln(classes)."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """``adaptive``: the norm follows the median of the updates' norms, which the same noised sum
     tells (Andrew et al. 2021); ``clip_norm`` is where it starts."""
@@ -131,6 +144,35 @@ class UserLevelDPConfig(NoiseSharesConfig):
     batch_size: PositiveInt = 20
     local_learning_rate: LearningRate = 0.1
     local_momentum: Momentum = 0.0
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _refused_with_the_reason(cls, value: object) -> object:
+        if isinstance(value, str) and value not in list(PrivateWeighting):
+            check_private_weights(value)
+        return value
+
+    @model_validator(mode="after")
+    def _how_much_counts(self) -> UserLevelDPConfig:
+        check_private_weights(self.weighting, cap=self.example_cap)
+        for name in ("q", "loss_cap"):
+            if getattr(self, name) is not None and self.algorithm != "q-fedavg":
+                raise ValueError(
+                    f'{name} belongs to algorithm = "q-fedavg", found "{self.algorithm}"'
+                )
+        if self.fairness and self.clipping == "adaptive":
+            raise ValueError(
+                'algorithm = "q-fedavg" needs clipping = "fixed": the public bound on what a '
+                "client sends about its loss is computed from clip_norm"
+            )
+        return self
+
+    @property
+    def fairness(self) -> float:
+        """The q of q-FedAvg; 0 for FedAvg."""
+        if self.algorithm == "fedavg":
+            return 0.0
+        return 1.0 if self.q is None else self.q
 
     @model_validator(mode="after")
     def _who_takes_part(self) -> UserLevelDPConfig:

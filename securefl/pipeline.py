@@ -42,7 +42,7 @@ from securefl.protocols.machine import ClientMachine, PeerMachine, ServerMachine
 from securefl.round import AggregateSum, ClientId, Cohort, RoundId
 from securefl.training.apply import ServerStep
 from securefl.training.dpsgd import ClientBudget
-from securefl.training.local import ModelUpdate, Trainer
+from securefl.training.local import ModelUpdate, Trainer, TrainingDiverged
 
 __all__ = [
     "InputOf",
@@ -313,8 +313,16 @@ def private_round(
 
     def input_of(client: ClientId) -> RingVector:
         """Runs on the client, once the protocol has its keys and asks for the input."""
-        with watch("train"):
-            update = participants[client].trainer.train(vector, round_index=round_index)  # 1 train
+        with watch("train"):  # 1 train
+            try:
+                update = participants[client].trainer.train(vector, round_index=round_index)
+            except TrainingDiverged:
+                if not isinstance(codec, SharesNoise):
+                    raise
+                # Who stops here tells, without noise, what kind of records it has: a zero instead.
+                update = ModelUpdate(
+                    values=np.zeros(codec.dimension), weight=0, examples=0, steps=0
+                )
         updates[client] = update
         with watch("encode"):  # 2 clip, 3 encode; weight or noise become a part of the vector
             return _encoded(
@@ -442,13 +450,20 @@ def _encoded(
     round_seed: bytes,
     random_bytes: Callable[[int], bytes],
 ) -> RingVector:
-    """One update as ring elements; weight 0 of a codec without weights is an encoded zero."""
+    """One update as ring elements; weight 0 of a codec without weights is an encoded zero.
+
+    So is, where the noise is shared, an update that is not finite: whether training failed follows
+    from the records, and a client that refuses tells it without noise.
+    """
     weighted = isinstance(codec, UpdateCodec) and codec.spec.weighting is Weighting.WEIGHTED
-    if isinstance(codec, SharesNoise) and update.weight == 0:
+    if isinstance(codec, SharesNoise) and (
+        update.weight == 0 or not np.isfinite(update.values).all()
+    ):
         return codec.encode_zero(round_seed=round_seed, random_bytes=random_bytes)
     return codec.encode(
         update.values,
         weight=update.weight if weighted else 1,
+        share=update.share,
         round_seed=round_seed,
         random_bytes=random_bytes,
     )
@@ -484,6 +499,12 @@ def _check_price(codec: Codec, release: SharedRelease) -> None:
             f"the budget charges {charged} for a sum of {release.fewest} survivors, of whom "
             f"{release.colluding} collude, but the codec's sum is {added}: give the budget the "
             "event of this codec"
+        )
+    if release.delta_slack < codec.delta_slack:
+        raise ConfigurationError(
+            f"the budget charges {release.delta_slack:.4g} of delta for each sum besides its "
+            f"event, but the codec's rounding and samplers take {codec.delta_slack:.4g}: give the "
+            "budget the delta_slack of this codec"
         )
 
 

@@ -27,6 +27,7 @@ class _Server(StrEnum):
 class _Protocol(StrEnum):
     SECAGG = "secagg"
     LIGHTSECAGG = "lightsecagg"
+    PEERSUM = "peersum"
 
 
 class _Graph(StrEnum):
@@ -47,14 +48,17 @@ def plan(
     dropout: Annotated[
         str, typer.Option(help="Most that vanish in a round, whenever they do; like --corrupt.")
     ],
-    adversary: Annotated[_Server, typer.Option(help="What the server may do.")],
+    adversary: Annotated[
+        _Server,
+        typer.Option(help="What the server may do. peersum has none, its peers may always lie."),
+    ],
     length: Annotated[int, typer.Option(help="Entries of the vector.")] = 100_000,
     input_bits: Annotated[int, typer.Option(help="Bits of one client's entry.")] = 16,
     sigma: Annotated[int, typer.Option(help="Privacy fails with at most 2^-sigma.")] = 40,
     eta: Annotated[int, typer.Option(help="A round is lost with at most 2^-eta.")] = 20,
     protocol: Annotated[
         _Protocol,
-        typer.Option(help="secagg (or SecAgg+); lightsecagg, compared with it."),
+        typer.Option(help="secagg (or SecAgg+); lightsecagg, compared with it; peersum."),
     ] = _Protocol.SECAGG,
     bandwidth: Annotated[
         float, typer.Option(help="lightsecagg: Mbit/s of one client's link, each direction.")
@@ -82,6 +86,12 @@ def plan(
         dropped=D,
         assume_no_corruption=no_corruption,
     )
+    if protocol is _Protocol.PEERSUM:
+        from securefl.protocols.peersum import calculator as peers  # noqa: PLC0415  # as above
+
+        session = peers.plan_round(clients, threat, length=length, input_bits=input_bits)
+        _print(session.explain(), {**session.summary()}, as_json=as_json)
+        return
     light = None
     if protocol is _Protocol.LIGHTSECAGG:
         from securefl.protocols.lightsecagg import calculator as coded  # noqa: PLC0415  # as above
@@ -104,6 +114,10 @@ def plan(
         comparison = compare(found, light, bandwidth=bandwidth * 1e6)
         summary = {**light.summary(), **comparison.summary()}
         text = f"{light.explain()}\n{comparison.explain()}"
+    _print(text, summary, as_json=as_json)
+
+
+def _print(text: str, summary: dict[str, str | int | float | None], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from securefl.cli import app
+from securefl.errors import ConfigurationError
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIELDS = [
@@ -171,6 +172,41 @@ def test_planning_loads_neither_training_nor_statistics() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_peersum_is_planned_without_a_server_and_its_bytes_are_those_of_its_sizes() -> None:
+    given = (10, "1", "30%", "semi-honest", "--protocol", "peersum", "--length", "1000", "--json")
+    done = plan(*given)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = {"protocol": "peersum", "quorum": 7, "threshold": 7, "corrupt": 1, "dropped": 3}
+    assert {key: found[key] for key in expected} == expected
+    assert (found["min_honest"], found["modulus"]) == (6, 2**31 - 1)
+    # Nine frames of each of the five messages, as docs/reference/wire-format.md counts them.
+    bodies = 32 + (4000 + 16) + 2 + (2 + 64) + (2 * 2 + 64 * 10 + 4000 + 16)
+    assert found["upload_bytes"] == 9 * (5 * (60 + 64) + bodies)
+    assert found["expansion"] == (found["upload_bytes"] + found["download_bytes"]) / 2000
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("10", "3", "4"), "only 6 peers are left to sign"),
+        (("10", "1", "9"), "t must be at least 2"),
+        (("10", "1", "1", "--input-bits", "28"), "use 1 to 27 bits"),
+        (("10", "1", "1", "--length", "0"), "at least 1 entry"),
+        (("10", "1", "1", "--length", str(2**30)), "do not fit"),
+        (("2", "1", "0"), "3 to 1048576 peers"),
+    ],
+)
+def test_a_sum_among_peers_that_cannot_be_is_refused(given: tuple[str, ...], words: str) -> None:
+    clients, corrupt, dropout, *more = given
+    command = ["plan", "--clients", clients, "--corrupt", corrupt, "--dropout", dropout]
+    command += ["--adversary", "active", "--protocol", "peersum", *more]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ConfigurationError) or words in done.output
+    assert words in f"{done.output}{done.exception}"
 
 
 def test_lightsecagg_is_planned_and_compared() -> None:

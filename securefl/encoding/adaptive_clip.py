@@ -24,20 +24,18 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from securefl.encoding.clip import clip_by_norm
-from securefl.encoding.codec import AggregateUpdate
+from securefl.encoding.contract import AggregateUpdate, check_share
+from securefl.encoding.joint import JointCodec
 from securefl.encoding.noisy import NoisyCodec
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
 from securefl.round import AggregateSum
-
-if TYPE_CHECKING:
-    from accounting.events import Event
 
 __all__ = ["AdaptiveClip", "AdaptiveCodec"]
 
@@ -111,7 +109,7 @@ class AdaptiveClip:
         return norm * math.exp(-self.rate * (share - self.target_quantile))
 
 
-class AdaptiveCodec:
+class AdaptiveCodec(JointCodec):
     """A codec of d + 1 entries around one whose norm is :attr:`AdaptiveClip.norm`.
 
     Attributes:
@@ -123,27 +121,14 @@ class AdaptiveCodec:
     """
 
     def __init__(self, inner: NoisyCodec, *, clip: AdaptiveClip, clip_norm: float) -> None:
-        if not (math.isfinite(clip_norm) and clip_norm > 0):
-            raise ConfigurationError(f"clip_norm must be positive and finite, found {clip_norm}")
-        self.inner = inner
+        super().__init__(inner, clip_norm=clip_norm)
         self.clip = clip
-        self.clip_norm = float(clip_norm)
         self.next_clip_norm = float(clip_norm)
 
     @property
     def dimension(self) -> int:
         """d, coordinates of an update; the inner codec has one more."""
         return self.inner.dimension - 1
-
-    @property
-    def modulus(self) -> int:
-        """The ring's m."""
-        return self.inner.modulus
-
-    @property
-    def length(self) -> int:
-        """Entries of an encoded vector."""
-        return self.inner.length
 
     def digest(self) -> bytes:
         """Of the inner codec, of how the norm moves, and of this round's norm; 32 bytes."""
@@ -153,31 +138,26 @@ class AdaptiveCodec:
             b"securefl adaptive clip 1\0" + self.inner.digest() + struct.pack("<5d", *numbers)
         ).digest()
 
-    def event(self, survivors: int, colluding: int = 0) -> Event:
-        """The inner codec's: one event pays for update and bit."""
-        return self.inner.event(survivors, colluding)
-
     def encode(
         self,
         values: NDArray[np.floating[Any]],
         *,
         weight: int = 1,
+        share: float = 1.0,
         round_seed: bytes = b"",
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> RingVector:
-        """The update clipped to C and the bit, in units of C. As the inner codec's otherwise."""
+        """The update clipped to C and the bit, in units of C. As the inner codec's otherwise.
+
+        ``share`` scales the update and not the bit: the norm follows a quantile over clients, each
+        of whom counts once.
+        """
         clipped = clip_by_norm(values, self.clip_norm)
         entry = self.clip.kappa * (-0.5 if clipped.was_clipped else 0.5)
-        vector = np.append(clipped.values / self.clip_norm, entry)
+        vector = np.append(clipped.values * (check_share(share) / self.clip_norm), entry)
         return self.inner.encode(
             vector, weight=weight, round_seed=round_seed, random_bytes=random_bytes
         )
-
-    def encode_zero(
-        self, *, round_seed: bytes = b"", random_bytes: Callable[[int], bytes] = os.urandom
-    ) -> RingVector:
-        """A share of noise and nothing else, in the bit's entry too."""
-        return self.inner.encode_zero(round_seed=round_seed, random_bytes=random_bytes)
 
     def decode(
         self,

@@ -20,6 +20,7 @@ from securefl.errors import ConfigurationError
 
 __all__ = ["Clipped", "clip_by_norm", "finite_float64", "l2_norm"]
 
+_SHORTENED = 2.0**-600  # times the largest float64: norms of any dimension are floats again
 # Squares of numbers in this band neither underflow nor overflow, whatever the dimension.
 _SAFE_LOW, _SAFE_HIGH = 1e-140, 1e140
 
@@ -73,7 +74,8 @@ def clip_by_norm(values: NDArray[np.floating[Any]], clip_norm: float) -> Clipped
     Raises:
         ConfigurationError: if an entry is NaN or infinite. Such an entry is never replaced by
             zero: it means that training failed, and a silent zero would hide that. Also if C is
-            not positive and finite, or ``values`` is not a float vector.
+            not positive and finite, or ``values`` is not a float vector. No finite vector is
+            refused for its length.
 
     >>> clip_by_norm(np.array([3.0, 4.0]), 1.0)
     Clipped(values=array([0.6, 0.8]), norm=5.0, was_clipped=True)
@@ -84,12 +86,13 @@ def clip_by_norm(values: NDArray[np.floating[Any]], clip_norm: float) -> Clipped
     norm = l2_norm(vector)
     if norm <= clip_norm:
         return Clipped(values=vector, norm=norm, was_clipped=False)
+    finite_norm = norm
     if math.isinf(norm):
-        raise ConfigurationError(
-            "the norm of the update exceeds the largest float64: training diverged; "
-            "lower the learning rate"
-        )
-    factor = clip_norm / norm
+        # Entries are finite and their norm is no float. An error here would depend on private data
+        # where a clip does as well: shorten the vector first, its direction stays.
+        vector *= _SHORTENED
+        finite_norm = l2_norm(vector)
+    factor = min(1.0, clip_norm / finite_norm)
     clipped = vector * factor
     # The products were rounded: step down by a few units in the last place until the bound holds.
     while l2_norm(clipped) > clip_norm:

@@ -28,7 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefl.encoding.clip import clip_by_norm
-from securefl.encoding.contract import AggregateUpdate, Codec
+from securefl.encoding.contract import (
+    AggregateUpdate,
+    Codec,
+    check_aggregate,
+    check_share,
+    divisor_of,
+)
 from securefl.encoding.fixed_point import (
     MAX_RESOLUTION,
     Rounding,
@@ -242,6 +248,11 @@ class UpdateCodec:
         """Entries of an encoded vector."""
         return self.spec.length
 
+    @property
+    def delta_slack(self) -> float:
+        """0: without noise there is no event that could fail."""
+        return 0.0
+
     def digest(self) -> bytes:
         """The specification's digest; 32 bytes."""
         return self.spec.digest()
@@ -306,6 +317,7 @@ class UpdateCodec:
         values: NDArray[np.floating[Any]],
         *,
         weight: int = 1,
+        share: float = 1.0,
         round_seed: bytes = b"",
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> RingVector:
@@ -315,6 +327,7 @@ class UpdateCodec:
             values: float32[d] or float64[d], finite; clipped to C here.
             weight: w in 0..w_max (1 for equal weights). The result is w times the rounded update,
                 and w itself as last entry. A zero weight sends zeros.
+            share: factor in [0, 1] on the clipped update; it changes no weight and no divisor.
             round_seed: public seed of the round. The plain codec has no public randomness and
                 leaves it unread; codecs that rotate or select coordinates need it.
             random_bytes: secret coins for stochastic rounding.
@@ -323,7 +336,8 @@ class UpdateCodec:
             RingVector[d] or RingVector[d + 1] modulo m.
 
         Raises:
-            ConfigurationError: on NaN or infinity, a wrong length, or a weight out of range.
+            ConfigurationError: on NaN or infinity, a wrong length, or a weight or share out of
+                range.
         """
         del round_seed  # part of every codec's contract
         spec = self.spec
@@ -334,7 +348,7 @@ class UpdateCodec:
             )
         self._check_weight(weight)
         steps = to_steps(
-            clip_by_norm(values, spec.clip_norm).values,
+            clip_by_norm(values, spec.clip_norm).values * check_share(share),
             clip_norm=spec.clip_norm,
             resolution=spec.resolution,
             rounding=spec.rounding,
@@ -371,7 +385,9 @@ class UpdateCodec:
         """
         del round_seed  # part of every codec's contract
         spec, survivors = self.spec, aggregate.survivors
-        self._check_aggregate(aggregate)
+        check_aggregate(
+            aggregate, modulus=spec.modulus, length=spec.length, max_clients=spec.max_clients
+        )
         signed = aggregate.vector.centred()
         if spec.weighting is Weighting.WEIGHTED:
             if denominator is not None:
@@ -388,10 +404,7 @@ class UpdateCodec:
                 )
             signed, divisor, reach = signed[:-1], float(total), total
         else:
-            divisor = float(len(survivors)) if denominator is None else float(denominator)
-            reach = len(survivors)
-            if not (math.isfinite(divisor) and divisor > 0):
-                raise ConfigurationError(f"denominator must be positive, found {denominator}")
+            divisor, reach = divisor_of(len(survivors), denominator), len(survivors)
         limit = reach * spec.resolution
         _check_reachable(signed, -limit, limit, survivors)
         decoded = from_steps(signed, clip_norm=spec.clip_norm, resolution=spec.resolution)
@@ -406,19 +419,6 @@ class UpdateCodec:
             )
         if not 0 <= weight <= self.spec.max_weight:
             raise ConfigurationError(f"weight must be in 0..{self.spec.max_weight}, found {weight}")
-
-    def _check_aggregate(self, aggregate: AggregateSum) -> None:
-        spec = self.spec
-        if aggregate.vector.modulus != spec.modulus or len(aggregate.vector) != spec.length:
-            raise ConfigurationError(
-                f"expected {spec.length} entries mod {spec.modulus}, found "
-                f"{len(aggregate.vector)} entries mod {aggregate.vector.modulus}"
-            )
-        if not 1 <= len(aggregate.survivors) <= spec.max_clients:
-            raise ConfigurationError(
-                f"this codec decodes sums of 1..{spec.max_clients} clients, found "
-                f"{len(aggregate.survivors)}: more could have wrapped around the modulus"
-            )
 
 
 def sum_encoded(vectors: Sequence[RingVector]) -> RingVector:

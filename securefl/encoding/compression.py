@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from securefl.encoding.clip import finite_float64
+from securefl.encoding.clip import clip_by_norm, finite_float64
 from securefl.encoding.contract import AggregateUpdate, Codec
 from securefl.encoding.rotation import Rotation, public_bytes
 from securefl.errors import ConfigurationError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["CompressedCodec", "Compression", "RandomK", "SharedTopK", "Sketch"]
 
 _Float = TypeVar("_Float", np.float32, np.float64)
+_LONGEST = 2.0**500
 
 
 class Compression(Protocol):
@@ -266,6 +267,11 @@ class CompressedCodec:
         """Entries of an encoded vector."""
         return self.codec.length
 
+    @property
+    def delta_slack(self) -> float:
+        """The inner codec's."""
+        return self.codec.delta_slack
+
     def digest(self) -> bytes:
         """SHA-256 over both digests; 32 bytes."""
         parts = self.compression.digest() + self.codec.digest()
@@ -276,6 +282,7 @@ class CompressedCodec:
         values: NDArray[np.floating[Any]],
         *,
         weight: int = 1,
+        share: float = 1.0,
         round_seed: bytes = b"",
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> RingVector:
@@ -288,10 +295,12 @@ class CompressedCodec:
                 f"this codec encodes {self.dimension} coordinates, found an update of shape "
                 f"{getattr(values, 'shape', type(values).__name__)}"
             )
-        vector = finite_float64(values)
+        # Rotating numbers near the largest float would give infinity, and an error would tell of
+        # them: so long a vector is shortened first. Its real bound is the inner codec's.
+        vector = clip_by_norm(values, _LONGEST).values
         small: NDArray[np.float64] = self.compression.compress(vector, round_seed=round_seed)
         return self.codec.encode(
-            small, weight=weight, round_seed=round_seed, random_bytes=random_bytes
+            small, weight=weight, share=share, round_seed=round_seed, random_bytes=random_bytes
         )
 
     def encode_zero(

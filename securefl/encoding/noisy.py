@@ -35,8 +35,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from securefl.encoding.clip import clip_by_norm, finite_float64, l2_norm
-from securefl.encoding.contract import AggregateUpdate
+from securefl.encoding.clip import clip_by_norm
+from securefl.encoding.contract import (
+    AggregateUpdate,
+    check_aggregate,
+    check_share,
+    divisor_of,
+)
 from securefl.encoding.noise import CHUNK, draw, random_words
 from securefl.encoding.noise_plan import MAX_INFLATION, Contribution
 from securefl.encoding.noisy_spec import NoisySpec
@@ -104,6 +109,11 @@ class NoisyCodec:
         """Entries of an encoded vector."""
         return self.spec.length
 
+    @property
+    def delta_slack(self) -> float:
+        """See :attr:`NoisySpec.delta_slack`."""
+        return self.spec.delta_slack
+
     def digest(self) -> bytes:
         """The specification's digest; 32 bytes."""
         return self.spec.digest()
@@ -117,6 +127,7 @@ class NoisyCodec:
         values: NDArray[np.floating[Any]],
         *,
         weight: int = 1,
+        share: float = 1.0,
         round_seed: bytes = b"",
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> RingVector:
@@ -124,9 +135,13 @@ class NoisyCodec:
 
         Args:
             values: float32[d] or float64[d], finite. One client's update, which is clipped to C
-                here; or a sum of clipped records, which is not.
+                here; or a sum of clipped records, which is not, unless it is so long that float64
+                could blur one record in it: then it is shortened to that length, which moves two
+                sums no further apart.
             weight: 1. Under differential privacy clients count alike: a weight by the number of
                 records would change the sensitivity and tell that number.
+            share: factor in [0, 1] on the *clipped* vector of one client: min(n_k / cap, 1) with a
+                public cap. What one client adds stays within C. 1 for sums of records.
             round_seed: the round's public seed, at least 16 bytes: it gives the signs.
             random_bytes: secret source of coins and noise; never a seeded one.
 
@@ -135,7 +150,8 @@ class NoisyCodec:
 
         Raises:
             ConfigurationError: on NaN or infinity (never replaced by zero), a wrong shape, another
-                weight, a short seed, or a sum so long that float64 could blur one record in it.
+                weight, a share out of range, or a short seed. No finite update is refused for its
+                length: who refuses tells about the data.
         """
         spec = self.spec
         if getattr(values, "shape", None) != (spec.dimension,):
@@ -148,11 +164,10 @@ class NoisyCodec:
                 f"a codec with noise carries no weights: weight must be 1, found {weight!r}; scale "
                 "the update by min(n_k / cap, 1) with a public cap instead"
             )
-        if spec.contribution is Contribution.CLIENT:
-            bounded = clip_by_norm(values, spec.clip_norm).values
-        else:
-            bounded = finite_float64(values)
-            self._check_sum(bounded)
+        bounded = self._bounded(values)
+        if check_share(share) != 1.0:
+            self._check_scalable(share)
+            bounded *= share
         bounded *= spec.resolution / spec.clip_norm
         turned = self._rotation.apply(bounded, round_seed=round_seed)
         if spec.contribution is Contribution.CLIENT:
@@ -198,21 +213,10 @@ class NoisyCodec:
                 have wrapped), or a denominator that is not positive and finite.
         """
         spec, survivors = self.spec, aggregate.survivors
-        if aggregate.vector.modulus != spec.modulus or len(aggregate.vector) != spec.length:
-            raise ConfigurationError(
-                f"expected {spec.length} entries mod {spec.modulus}, found "
-                f"{len(aggregate.vector)} entries mod {aggregate.vector.modulus}"
-            )
-        if not 1 <= len(survivors) <= spec.max_clients:
-            raise ConfigurationError(
-                f"this codec decodes sums of 1..{spec.max_clients} clients, found "
-                f"{len(survivors)}: more could have wrapped around the modulus"
-            )
-        divisor = float(len(survivors)) if denominator is None else float(denominator)
-        if not (math.isfinite(divisor) and divisor > 0):
-            raise ConfigurationError(
-                f"denominator must be positive and finite, found {denominator}"
-            )
+        check_aggregate(
+            aggregate, modulus=spec.modulus, length=spec.length, max_clients=spec.max_clients
+        )
+        divisor = divisor_of(len(survivors), denominator)
         steps = aggregate.vector.centred().astype(np.float64)
         steps *= spec.clip_norm / (spec.resolution * divisor)
         mean = self._rotation.invert(steps, round_seed=round_seed)
@@ -238,19 +242,32 @@ class NoisyCodec:
     def _is_short(self, integers: NDArray[np.int64]) -> bool:
         return _squares(integers) <= self._most_squares
 
-    def _check_sum(self, values: NDArray[np.float64]) -> None:
-        """Refuses a sum so long that the error of its rotation could pass the margin."""
+    def _bounded(self, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """The vector, projected onto the ball that its contribution must stay in.
+
+        For a client that ball is the clip norm. For a sum of records it is the longest vector in
+        which float64 still resolves one record; a projection onto a ball moves no two points
+        further apart, so a record moves the projected sum by no more than it moved the sum.
+        """
+        spec, limit = self.spec, self._longest_sum
+        if spec.contribution is Contribution.CLIENT:
+            limit = spec.clip_norm
+        return clip_by_norm(values, limit).values
+
+    @property
+    def _longest_sum(self) -> float:
+        """Norm up to which the error of a sum's rotation stays within the margin of a record."""
         spec = self.spec
         # Rotation and scaling: norm 2^-42 relative; addition of a coin: 2^-52 per coordinate.
         # Four times the error in every coordinate must stay within the margin r 2^-11.
         room = spec.resolution * RECORDS_MARGIN / (4 * math.sqrt(spec.padded)) - 2.0**-52
-        longest = room * 2.0**42 * spec.clip_norm / spec.resolution
-        norm = l2_norm(values)
-        if not norm <= longest:
+        return room * 2.0**42 * spec.clip_norm / spec.resolution
+
+    def _check_scalable(self, share: float) -> None:
+        if self.spec.contribution is Contribution.RECORDS:
             raise ConfigurationError(
-                f"a sum of norm {norm:.4g} is too long for float64: with C = {spec.clip_norm} and "
-                f"{spec.padded} coordinates one record is resolved up to {longest:.4g}; clip the "
-                "records, or sum fewer of them at a time"
+                f"a sum of records is not scaled: share must be 1, found {share}; the unit is the "
+                "record, and its part in the sum is what the sensitivity is about"
             )
 
 

@@ -153,7 +153,7 @@ class Engine:
         self.clients = tuple(ClientId(i) for i in range(len(self.partition.indices)))
         self.model = make_model(config, spec, dataset.train)
         self.scheme = scheme_of(config.summed(spec.mode))
-        plan = make_plan(config, spec, self.scheme, self.model.dim, len(dataset.train))
+        plan = make_plan(config, spec, self.scheme, self.model.dim, dataset.train)
         self.plan = plan if isinstance(plan, PrivacyPlan) else None
         self.shared = self._shared(plan, insecure) if isinstance(plan, SharedPlan) else None
         if insecure is not None and self.shared is None:
@@ -173,8 +173,9 @@ class Engine:
             config.training.rounds if self.shared is None else self.shared.plan.most_rounds
         )
         self._averaging = make_optimiser(config, spec.mode, self.model.dim)
+        algorithm = self.plain or self.shared
         self.optimiser: ServerStep = (
-            self._averaging if self.plain is None else self.plain.server(self._averaging)
+            self._averaging if algorithm is None else algorithm.server(self._averaging)
         )
         self.drops = DropPlan(
             seed=spec.seed,
@@ -767,7 +768,7 @@ def make_model(config: RunConfig, spec: RunSpec, train: Dataset) -> FlatModel:
 
 
 def make_plan(
-    config: RunConfig, spec: RunSpec, scheme: Scheme, dimension: int, records: int
+    config: RunConfig, spec: RunSpec, scheme: Scheme, dimension: int, train: Dataset
 ) -> PrivacyPlan | SharedPlan | None:
     """What the clients of a run agree to; None without differential privacy.
 
@@ -784,7 +785,8 @@ def make_plan(
         spec.mode,
         spec.target_epsilon,
         dimension=dimension,
-        records=records,
+        records=len(train),
+        classes=train.classes,
         scheme=scheme,
     )
 

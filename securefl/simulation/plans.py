@@ -14,17 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import accounting
 from securefl.config import Mode, RunConfig
 from securefl.config_noise import DistributedDPConfig, UserLevelDPConfig
 from securefl.encoding.adaptive_clip import AdaptiveClip
+from securefl.encoding.joint import SideEntry
 from securefl.encoding.noisy import Contribution, Mechanism, NoisySpec
 from securefl.errors import ConfigurationError
 from securefl.population import SharedRelease
 from securefl.simulation.schemes import Scheme
+from securefl.training.qfedavg import PrivateFairAveraging, largest_h
 
 __all__ = ["ADJACENCY", "MOST_ROUNDS", "PrivacyPlan", "SharedPlan"]
 
@@ -32,6 +34,9 @@ ADJACENCY = accounting.Adjacency.ZERO_OUT
 
 MOST_EPSILON = 20.0
 """Largest target: ``NoisySpec.delta_slack`` counts the samplers' distance 1 + e^20 times."""
+
+_NOISE_OF_H = 1 / 20
+"""Wanted deviation of the noise of q-FedAvg's mean h; a client whose loss is the cap has h >= 1."""
 
 MOST_ROUNDS = 4
 """Rounds of a run that trains until its budget is used up, at most, over the planned ones."""
@@ -114,6 +119,8 @@ class SharedPlan:
         colluding: A, clients assumed to help the server.
         denominator: what a sum is divided by, public.
         adaptive: how the clipping norm follows the updates; None where it is fixed.
+        fair: how losses bend the mean (q-FedAvg); None for FedAvg.
+        side: the entry beside the update that ``fair`` needs; None without it.
         order: the order at which the ledger counts.
         planned: digest (hex) of the event of the whole run.
         digest: 32 bytes; part of every round's context.
@@ -132,6 +139,8 @@ class SharedPlan:
     colluding: int
     denominator: float
     adaptive: AdaptiveClip | None
+    fair: PrivateFairAveraging | None
+    side: SideEntry | None
     order: float
     planned: str
     digest: bytes
@@ -178,6 +187,7 @@ class SharedPlan:
         *,
         dimension: int,
         records: int,
+        classes: int,
         scheme: Scheme,
     ) -> SharedPlan:
         """The least noise with which the planned steps fit (epsilon, delta).
@@ -188,6 +198,7 @@ class SharedPlan:
             epsilon: the target.
             dimension: d, parameters of the model.
             records: training records of all clients together, public.
+            classes: labels that the model tells apart.
             scheme: how sums are formed: fewest survivors, colluders, ring.
 
         Raises:
@@ -201,7 +212,9 @@ class SharedPlan:
                 f"noise is shared, found {epsilon:g}: the delta that is set aside for the "
                 "samplers covers no more; lower the target"
             )
-        wanted = _Wanted.of(config, mode, dimension=dimension, records=records, scheme=scheme)
+        wanted = _Wanted.of(
+            config, mode, dimension=dimension, records=records, classes=classes, scheme=scheme
+        )
         dp = wanted.section
         steps = wanted.steps
         goes_on = dp.stop == "budget" and config.cohort(mode) is None
@@ -212,7 +225,7 @@ class SharedPlan:
             return accounting.Repeat(event=sampled, count=steps)
 
         def whole(noise_multiplier: float) -> accounting.Event:
-            spec, _ = wanted.spec(noise_multiplier)
+            spec = wanted.codec(noise_multiplier).spec
             reserve = accounting.ApproxDP(
                 epsilon=0.0, delta=_reserve(spec, most_rounds), adjacency=ADJACENCY
             )
@@ -227,7 +240,8 @@ class SharedPlan:
                 return repeated(accounting.Gaussian(noise_multiplier=noise_multiplier))
 
         found = accounting.calibrate(probed, epsilon, dp.delta, adjacency=ADJACENCY)
-        spec, adaptive = wanted.spec(found.value)
+        codec = wanted.codec(found.value)
+        spec, fair = codec.spec, codec.fair
         planned = accounting.digest(whole(found.value))
         promise = {
             "epsilon": epsilon,
@@ -239,6 +253,8 @@ class SharedPlan:
             "colluding": wanted.colluding,
             "denominator": wanted.denominator,
             "codec": spec.digest().hex(),
+            **wanted.counting(),
+            "fair": None if fair is None else asdict(fair),
         }
         return cls(
             mode=mode,
@@ -253,11 +269,23 @@ class SharedPlan:
             fewest=scheme.n_min,
             colluding=wanted.colluding,
             denominator=wanted.denominator,
-            adaptive=adaptive,
+            adaptive=codec.adaptive,
+            fair=fair,
+            side=codec.side,
             order=_order(found, epsilon),
             planned=planned,
             digest=_digest(promise),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Codec:
+    """What carries a round's vectors for one noise multiplier, and what rides beside updates."""
+
+    spec: NoisySpec
+    adaptive: AdaptiveClip | None = None
+    fair: PrivateFairAveraging | None = None
+    side: SideEntry | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,11 +303,19 @@ class _Wanted:
     sample_rate: float
     steps: int
     most_bits: int
+    classes: int
     scheme: Scheme
 
     @classmethod
     def of(
-        cls, config: RunConfig, mode: Mode, *, dimension: int, records: int, scheme: Scheme
+        cls,
+        config: RunConfig,
+        mode: Mode,
+        *,
+        dimension: int,
+        records: int,
+        classes: int,
+        scheme: Scheme,
     ) -> _Wanted:
         section: DistributedDPConfig | UserLevelDPConfig = config.noise_shares(mode)
         cohort, steps, rate = config.cohort(mode), section.steps, section.sample_rate
@@ -307,22 +343,54 @@ class _Wanted:
             sample_rate=rate,
             steps=steps,
             most_bits=config.summed(mode).most_bits,
+            classes=classes,
             scheme=scheme,
         )
 
-    def spec(self, noise_multiplier: float) -> tuple[NoisySpec, AdaptiveClip | None]:
-        """The codec for a noise multiplier, and how its norm moves."""
-        adaptive = None
-        dimension, clip_norm = self.dimension, self.section.clip_norm
-        if isinstance(self.section, UserLevelDPConfig) and self.section.clipping == "adaptive":
+    def counting(self) -> dict[str, Any]:
+        """How much one client's update counts, for the digest of the plan."""
+        if not isinstance(self.section, UserLevelDPConfig):
+            return {}
+        return {
+            "weighting": self.section.weighting.value,
+            "example_cap": self.section.example_cap,
+        }
+
+    def codec(self, noise_multiplier: float) -> _Codec:
+        """The codec for a noise multiplier."""
+        section = self.section
+        if isinstance(section, UserLevelDPConfig) and section.clipping == "adaptive":
             adaptive = AdaptiveClip.plan(
-                start=self.section.clip_norm,
+                start=section.clip_norm,
                 noise_multiplier=noise_multiplier,
                 expected=self.denominator,
-                target_quantile=self.section.target_quantile,
-                rate=self.section.clip_rate,
+                target_quantile=section.target_quantile,
+                rate=section.clip_rate,
             )
-            dimension, clip_norm = self.dimension + 1, adaptive.norm
+            spec = self._spec(noise_multiplier, self.dimension + 1, adaptive.norm)
+            return _Codec(spec=spec, adaptive=adaptive)
+        if isinstance(section, UserLevelDPConfig) and section.fairness:
+            return self._fair_codec(noise_multiplier, section)
+        return _Codec(spec=self._spec(noise_multiplier, self.dimension, section.clip_norm))
+
+    def _fair_codec(self, noise_multiplier: float, section: UserLevelDPConfig) -> _Codec:
+        """One vector of update and h, both in units of C; one noise for both."""
+        q, C, rate = section.fairness, section.clip_norm, section.local_learning_rate
+        cap = section.loss_cap or 2.0 * math.log(self.classes)
+        room = largest_h(q, cap, C, rate)
+        side = SideEntry.plan(
+            noise_multiplier=noise_multiplier,
+            expected=self.denominator,
+            noise=_NOISE_OF_H / room,
+        )
+        noise = side.noise(noise_multiplier=noise_multiplier, expected=self.denominator)
+        fair = PrivateFairAveraging(
+            q=q, loss_cap=cap, clip_norm=C, learning_rate=rate, floor=noise * room
+        )
+        spec = self._spec(noise_multiplier, fair.payload(self.dimension), side.norm)
+        return _Codec(spec=spec, fair=fair, side=side)
+
+    def _spec(self, noise_multiplier: float, dimension: int, clip_norm: float) -> NoisySpec:
         fields: dict[str, Any] = {
             "dimension": dimension,
             "clip_norm": clip_norm,
@@ -353,7 +421,7 @@ class _Wanted:
                 f"{self.scheme.name} adds numbers and not residues: a client's entry may reach "
                 f"{spec.reach}, which {spec.bits} bits do not hold; leave the section's bits out"
             )
-        return spec, adaptive
+        return spec
 
 
 def _reserve(spec: NoisySpec, rounds: int) -> float:

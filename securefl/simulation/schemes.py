@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from securefl import pipeline
 from securefl.config import RunConfig
@@ -69,16 +69,17 @@ class Scheme(pipeline.Scheme, Protocol):
         """See :func:`secure_sum_facts`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecAggScheme:
-    """SecAgg and SecAgg+: pairwise masks.
+P = TypeVar("P", SecAggParams, LightSecAggParams, PeerSumParams, PaillierParams)
 
-    Attributes:
-        params: graph, thresholds and threat model.
-        policy: what every client demands; the default accepts both adversaries.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Among(Generic[P]):
+    """What follows from a protocol's parameters alike, whichever protocol it is.
+
+    Clients open the sum themselves and add residues; where it is otherwise a scheme says so.
     """
 
-    params: SecAggParams
+    params: P
     policy: ClientPolicy = _ANY_SERVER
 
     @property
@@ -92,18 +93,9 @@ class SecAggScheme:
         return self.params.threat.adversary
 
     @property
-    def name(self) -> str:
-        """See :class:`Scheme`."""
-        return _named("secagg" if self._complete else "secagg+", self.adversary)
-
-    @property
     def clients_open(self) -> bool:
         """See :class:`Scheme`."""
         return True
-
-    @property
-    def _complete(self) -> bool:
-        return self.params.protocol is Wire.SECAGG
 
     @property
     def adds_residues(self) -> bool:
@@ -113,6 +105,41 @@ class SecAggScheme:
     def modulus(self, bits: int) -> int:
         """See :class:`Scheme`."""
         return 1 << bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _InField(_Among[P]):
+    """A scheme that sums in GF(2^31-1)."""
+
+    def modulus(self, bits: int) -> int:
+        """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
+        del bits
+        return PRIME
+
+    def check_modulus(self, modulus: int) -> None:
+        """Refuses a codec of another ring (ConfigurationError)."""
+        if modulus != PRIME:
+            protocol = type(self).__name__.removesuffix("Scheme")
+            raise ConfigurationError(f"{protocol} sums modulo {PRIME}, the codec modulo {modulus}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecAggScheme(_Among[SecAggParams]):
+    """SecAgg and SecAgg+: pairwise masks.
+
+    Attributes:
+        params: graph, thresholds and threat model.
+        policy: what every client demands; the default accepts both adversaries.
+    """
+
+    @property
+    def name(self) -> str:
+        """See :class:`Scheme`."""
+        return _named("secagg" if self._complete else "secagg+", self.adversary)
+
+    @property
+    def _complete(self) -> bool:
+        return self.params.protocol is Wire.SECAGG
 
     def facts(self) -> dict[str, Any]:
         """See :func:`secure_sum_facts`."""
@@ -156,7 +183,7 @@ class SecAggScheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LightSecAggScheme:
+class LightSecAggScheme(_InField[LightSecAggParams]):
     """LightSecAgg: one mask per client, recovered in one step from coded shares.
 
     Attributes:
@@ -164,38 +191,10 @@ class LightSecAggScheme:
         policy: what every client demands; the default accepts both adversaries.
     """
 
-    params: LightSecAggParams
-    policy: ClientPolicy = _ANY_SERVER
-
-    @property
-    def n_min(self) -> int:
-        """See :class:`securefl.pipeline.Scheme`."""
-        return self.params.n_min
-
-    @property
-    def adversary(self) -> Adversary:
-        """See :class:`Scheme`."""
-        return self.params.threat.adversary
-
     @property
     def name(self) -> str:
         """See :class:`Scheme`."""
         return _named("lightsecagg", self.adversary)
-
-    @property
-    def clients_open(self) -> bool:
-        """See :class:`Scheme`."""
-        return True
-
-    @property
-    def adds_residues(self) -> bool:
-        """See :class:`Scheme`."""
-        return True
-
-    def modulus(self, bits: int) -> int:
-        """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
-        del bits
-        return PRIME
 
     def facts(self) -> dict[str, Any]:
         """See :func:`secure_sum_facts`."""
@@ -213,8 +212,7 @@ class LightSecAggScheme:
         identities: Mapping[ClientId, IdentityKey],
     ) -> Machines:
         """See :class:`securefl.pipeline.Scheme`."""
-        if modulus != PRIME:
-            raise ConfigurationError(f"LightSecAgg sums modulo {PRIME}, the codec modulo {modulus}")
+        self.check_modulus(modulus)
         config = self.params.config(
             round_id=round_id,
             cohort=cohort,
@@ -233,7 +231,7 @@ class LightSecAggScheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerSumScheme:
+class PeerSumScheme(_InField[PeerSumParams]):
     """Peersum: no server; peers share inputs, agree on a list and reveal sums of shares.
 
     Attributes:
@@ -241,38 +239,10 @@ class PeerSumScheme:
         policy: what every peer demands.
     """
 
-    params: PeerSumParams
-    policy: ClientPolicy = _ANY_SERVER
-
-    @property
-    def n_min(self) -> int:
-        """See :class:`securefl.pipeline.Scheme`."""
-        return self.params.n_min
-
-    @property
-    def adversary(self) -> Adversary:
-        """See :class:`Scheme`: peers that may do anything, so everybody signs."""
-        return self.params.threat.adversary
-
     @property
     def name(self) -> str:
         """See :class:`Scheme`."""
         return "peersum"
-
-    @property
-    def clients_open(self) -> bool:
-        """See :class:`Scheme`."""
-        return True
-
-    @property
-    def adds_residues(self) -> bool:
-        """See :class:`Scheme`."""
-        return True
-
-    def modulus(self, bits: int) -> int:
-        """See :class:`Scheme`; the field, whatever the bits (31 at most)."""
-        del bits
-        return PRIME
 
     def facts(self) -> dict[str, Any]:
         """See :func:`secure_sum_facts`."""
@@ -290,8 +260,7 @@ class PeerSumScheme:
         identities: Mapping[ClientId, IdentityKey],
     ) -> Peers:
         """See :class:`securefl.pipeline.Scheme`."""
-        if modulus != PRIME:
-            raise ConfigurationError(f"peersum sums modulo {PRIME}, the codec modulo {modulus}")
+        self.check_modulus(modulus)
         config = self.params.config(
             round_id=round_id,
             cohort=cohort,
@@ -310,7 +279,7 @@ class PeerSumScheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaillierScheme:
+class PaillierScheme(_Among[PaillierParams]):
     """Paillier: ciphertexts that the server multiplies and others open, under this process's key.
 
     Attributes:
@@ -321,19 +290,7 @@ class PaillierScheme:
     """
 
     trust: Trust
-    params: PaillierParams
-    policy: ClientPolicy = _ANY_SERVER
     threads: int | None = None
-
-    @property
-    def n_min(self) -> int:
-        """See :class:`securefl.pipeline.Scheme`."""
-        return self.params.n_min
-
-    @property
-    def adversary(self) -> Adversary:
-        """See :class:`Scheme`."""
-        return self.params.threat.adversary
 
     @property
     def name(self) -> str:
@@ -350,10 +307,6 @@ class PaillierScheme:
     def adds_residues(self) -> bool:
         """See :class:`Scheme`; slots of a ciphertext hold plain numbers."""
         return False
-
-    def modulus(self, bits: int) -> int:
-        """See :class:`Scheme`."""
-        return 1 << bits
 
     def facts(self) -> dict[str, Any]:
         """See :func:`secure_sum_facts`."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.field import PRIME
 from securefl.primitives.signing import IdentityKey
 from securefl.protocols.lightsecagg.client import LightSecAggClient
 from securefl.protocols.lightsecagg.params import (
@@ -88,8 +89,8 @@ class SecureSum:
     """The sum and how it came about.
 
     Attributes:
-        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits ("lightsecagg" and
-            "peersum": as it is).
+        sum: uint64[m], the sum of the survivors' vectors modulo 2^bits, or the given modulus
+            ("lightsecagg" and "peersum" with bits: as it is).
         survivors: the caller's ids whose vectors are in the sum, ascending.
         transcript: everything the server saw, in its order; in peersum, all frames as sent.
         bytes_up, bytes_down: bytes per client id.
@@ -126,6 +127,7 @@ def secure_sum(
     threshold: int | None = None,
     degree: int | None = None,
     bits: int | None = None,
+    modulus: int | None = None,
     processes: int = 1,
     experimental_active_graph: bool = False,
 ) -> SecureSum:
@@ -160,6 +162,8 @@ def secure_sum(
         bits: the sum is modulo 2^bits, 1..64; default 32. In "lightsecagg" and "peersum" the bits
             of an entry, so few that no sum wraps around 2^31 - 1; default the most. With Paillier
             the sum of all vectors must fit a slot of 62 bits.
+        modulus: in place of ``bits``, for entries that are residues already, 0 <= value < modulus,
+            and a sum that is one: 2^31 - 1 in "lightsecagg" and "peersum", elsewhere 2^bits.
         processes: worker processes in which the server expands masks, 1..256; 1 has none, and must
             be 1 with Paillier and "peersum", which have no masks. The sum is the same. Pays off for
             many dropouts and long vectors. Workers import the calling script, which therefore needs
@@ -192,9 +196,13 @@ def secure_sum(
             f"or one that does not), found {adversary!r}"
         )
     outside = _client_ids(vectors)
-    bits = _entry_bits(len(outside), protocol, bits)
+    if modulus is not None:
+        bits = _residue_bits(protocol, modulus, bits)
+    else:
+        bits = _entry_bits(len(outside), protocol, bits)
+        modulus = 1 << bits
     inside = {theirs: ClientId(i) for i, theirs in enumerate(outside)}
-    integers = {inside[c]: _ring_vector(c, vectors[c], bits) for c in outside}
+    integers = {inside[c]: _ring_vector(c, vectors[c], modulus) for c in outside}
     lengths = {c: len(integers[inside[c]]) for c in outside}
     m = lengths[outside[0]]
     odd = [c for c in outside if lengths[c] != m]
@@ -217,8 +225,8 @@ def secure_sum(
             params = _params(len(outside), protocol, _ADVERSARIES[adversary], threshold, degree)
             config = _config(params, cohort, m, bits)
             session = _Session(config, *_machines(config, policy, executor))
-        modulus = session.config.modulus
-        ring = {u: RingVector(vector.values, modulus) for u, vector in integers.items()}
+        ring_of = session.config.modulus
+        ring = {u: RingVector(vector.values, ring_of) for u, vector in integers.items()}
         result = session.run(ring, _drops(drop, inside, session.phases))
 
     def name(u: ClientId) -> int | str:
@@ -370,6 +378,19 @@ def _entry_bits(n: int, protocol: str, bits: int | None) -> int:
     return entry_bits
 
 
+def _residue_bits(protocol: str, modulus: int, bits: int | None) -> int:
+    """The bits of a residue; refuses a ring that is not the protocol's."""
+    if bits is not None:
+        raise ConfigurationError(f"give bits or modulus, not both: {bits!r} and {modulus!r}")
+    whole = _whole("modulus", modulus, least=2, most=1 << 64)
+    if protocol in ("lightsecagg", "peersum"):
+        if whole != PRIME:
+            raise ConfigurationError(f'"{protocol}" sums modulo {PRIME}, found modulus {whole}')
+    elif whole & (whole - 1):
+        raise ConfigurationError(f'"{protocol}" sums modulo a power of two, found modulus {whole}')
+    return (whole - 1).bit_length()
+
+
 def _config(
     params: SecAggParams | LightSecAggParams, cohort: Cohort, m: int, bits: int
 ) -> RoundConfig:
@@ -508,9 +529,8 @@ def _some(ids: list[int]) -> str:
     return str(ids) if len(ids) <= 20 else f"{ids[:20]} and {len(ids) - 20} more"
 
 
-def _ring_vector(client: int, vector: Vector, bits: int) -> RingVector:
+def _ring_vector(client: int, vector: Vector, modulus: int) -> RingVector:
     """The vector's ring elements; refuses what would have to be rounded or would wrap."""
-    modulus = 1 << bits
     dtype = ring_dtype(modulus)
     if isinstance(vector, np.ma.MaskedArray):
         raise ConfigurationError(
@@ -524,17 +544,17 @@ def _ring_vector(client: int, vector: Vector, bits: int) -> RingVector:
             )
         if vector.size and (int(vector.min()) < 0 or int(vector.max()) >= modulus):
             bad = next(i for i, x in enumerate(vector.tolist()) if not 0 <= x < modulus)
-            raise _out_of_range(client, bad, int(vector[bad]), bits)
+            raise _out_of_range(client, bad, int(vector[bad]), modulus)
         return RingVector(np.asarray(vector).astype(dtype), modulus)
     if not isinstance(vector, Sequence) or isinstance(vector, str | bytes | bytearray):
         raise ConfigurationError(
             f"client {client}: expected a list, tuple or array of integers, "
             f"found {type(vector).__name__}"
         )
-    return RingVector(np.array(_integers(client, vector, bits), dtype=dtype), modulus)
+    return RingVector(np.array(_integers(client, vector, modulus), dtype=dtype), modulus)
 
 
-def _integers(client: int, vector: Sequence[int], bits: int) -> list[int]:
+def _integers(client: int, vector: Sequence[int], modulus: int) -> list[int]:
     values: list[int] = []
     for i, x in enumerate(vector):
         if isinstance(x, bool | np.bool_) or not isinstance(x, int | np.integer):
@@ -543,14 +563,16 @@ def _integers(client: int, vector: Sequence[int], bits: int) -> list[int]:
                 f"({type(x).__name__}); floats must be encoded first"
             )
         value = operator.index(x)
-        if not 0 <= value < 1 << bits:
-            raise _out_of_range(client, i, value, bits)
+        if not 0 <= value < modulus:
+            raise _out_of_range(client, i, value, modulus)
         values.append(value)
     return values
 
 
-def _out_of_range(client: int, index: int, value: int, bits: int) -> ConfigurationError:
+def _out_of_range(client: int, index: int, value: int, modulus: int) -> ConfigurationError:
+    power = modulus & (modulus - 1) == 0
+    most = f"2^{modulus.bit_length() - 1}-1" if power else f"{modulus - 1}"
     return ConfigurationError(
-        f"client {client}, index {index}: value {value} is not in 0..2^{bits}-1; "
+        f"client {client}, index {index}: value {value} is not in 0..{most}; "
         "raise bits or encode the values first"
     )

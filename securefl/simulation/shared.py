@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 import accounting
 from securefl.config import Fidelity, Mode, RunConfig
 from securefl.encoding.adaptive_clip import AdaptiveCodec
+from securefl.encoding.joint import SideEntryCodec
 from securefl.encoding.noisy import NoisyCodec
 from securefl.encoding.summed_noise import SummedNoiseCodec
 from securefl.errors import CheckpointError, ConfigurationError
@@ -37,9 +38,11 @@ from securefl.primitives.prg import SecureRandom
 from securefl.round import ClientId
 from securefl.simulation.insecure import InsecureRandomness
 from securefl.simulation.plans import ADJACENCY, SharedPlan
+from securefl.training.apply import ServerOptimiser, ServerStep
 from securefl.training.data import Dataset
 from securefl.training.local import FlatModel, LocalSGD, Trainer
 from securefl.training.shared import RecordSum, RoundRandomness, SecretParticipation
+from securefl.training.weighting import CappedTrainer
 
 __all__ = ["POPULATION_LEDGER", "VIEWS", "SharedRun", "views"]
 
@@ -88,21 +91,25 @@ class SharedRun:
         self.config, self.plan, self.insecure = config, plan, insecure
         self._aggregate = config.aggregation.fidelity is Fidelity.AGGREGATE
         self._noise = (SummedNoiseCodec if self._aggregate else NoisyCodec)(plan.spec)
-        self.clip_norm = (
-            plan.spec.clip_norm if plan.adaptive is None else float(plan.adaptive.start)
-        )
+        self.clip_norm = float(config.noise_shares(plan.mode).clip_norm)
         self._budget: PopulationBudget | None = None
 
     # -- rounds ----------------------------------------------------------------------------------
 
     @property
-    def codec(self) -> NoisyCodec | AdaptiveCodec:
+    def codec(self) -> NoisyCodec | AdaptiveCodec | SideEntryCodec:
         """The codec of the next round."""
-        if self.plan.adaptive is None:
-            return self._noise
-        return AdaptiveCodec(self._noise, clip=self.plan.adaptive, clip_norm=self.clip_norm)
+        if self.plan.adaptive is not None:
+            return AdaptiveCodec(self._noise, clip=self.plan.adaptive, clip_norm=self.clip_norm)
+        if self.plan.side is not None:
+            return SideEntryCodec(self._noise, side=self.plan.side, clip_norm=self.clip_norm)
+        return self._noise
 
-    def advance(self, codec: NoisyCodec | AdaptiveCodec) -> None:
+    def server(self, optimiser: ServerOptimiser) -> ServerStep:
+        """The server's step."""
+        return optimiser if self.plan.fair is None else self.plan.fair.server(optimiser)
+
+    def advance(self, codec: NoisyCodec | AdaptiveCodec | SideEntryCodec) -> None:
         """Takes over what a round's opened sum told about the norm."""
         if isinstance(codec, AdaptiveCodec):
             self.clip_norm = codec.next_clip_norm
@@ -158,11 +165,14 @@ class SharedRun:
             momentum=user.local_momentum,
             weight=1,
         )
+        trainer: Trainer = local if self.plan.fair is None else self.plan.fair.trainer(local)
+        if user.example_cap is not None:
+            trainer = CappedTrainer(trainer=trainer, cap=user.example_cap)
         # Also where the server draws the cohort (the rate is 1 then): training that diverges must
         # become a zero, or one client's data would decide whether the run goes on.
         return SecretParticipation(
-            trainer=local,
-            dimension=model.dim,
+            trainer=trainer,
+            dimension=self.codec.dimension,
             client=client,
             sample_rate=self.plan.sample_rate,
             randomness=coins,
@@ -254,7 +264,22 @@ class SharedRun:
             "rounds_charged": self.rounds_charged(),
             "epsilon_by_view": self.views(),
             "ledgers": self.ledgers(),
+            **self._counting(),
         }
+
+    def _counting(self) -> dict[str, Any]:
+        """How much one client counts, where the unit is the client."""
+        if self.plan.mode is not Mode.USER_LEVEL_DP:
+            return {}
+        user = self.config.user_level_dp
+        facts: dict[str, Any] = {
+            "algorithm": user.algorithm,
+            "weighting": user.weighting.value,
+            "example_cap": user.example_cap,
+        }
+        if self.plan.fair is not None:
+            facts |= {"q": self.plan.fair.q, "loss_cap": self.plan.fair.loss_cap}
+        return facts
 
     def rounds_charged(self) -> int:
         """Rounds that were paid for, lost and cut off ones included."""

@@ -27,6 +27,8 @@ import accounting
 from securefl.encoding.noisy import RECORDS_MARGIN, Contribution, NoisyCodec, NoisySpec
 from securefl.errors import BelowThreshold, ConfigurationError
 from securefl.modular import RingVector, ring_dtype
+from securefl.primitives.field import PRIME
+from securefl.protocols.lightsecagg.params import FIELD_BITS
 from securefl.protocols.lightsecagg.params import most_input_bits as most_lightsecagg_bits
 from securefl.protocols.paillier.params import most_input_bits as most_paillier_bits
 from securefl.protocols.secagg.choice import least_alive
@@ -60,6 +62,7 @@ Tables = Mapping[int, NDArray[np.floating[Any]]]
 
 _MOST_BITS = 62
 _PRIME_FIELD = ("lightsecagg", "peersum")
+_PAILLIER = ("paillier", "paillier-threshold")
 _LEAST_FRACTION = 8
 
 
@@ -87,19 +90,54 @@ class SumSettings:
             return max(usual, least_alive(clients, 1))
         return usual
 
+    def in_ring(self, spec: NoisySpec, clients: int) -> NoisySpec:
+        """The codec in the ring in which this protocol adds residues, never plain numbers.
+
+        Where a client's entry wraps around the modulus, a sum of plain numbers would tell how many
+        did, which no event pays for. So masks are taken in the codec's own ring, and a slot of a
+        Paillier plaintext, which holds numbers, is so wide that no entry can wrap.
+
+        Raises:
+            ConfigurationError: if the ring is too small, with the numbers.
+        """
+        if self.protocol in _PRIME_FIELD:
+            modulus, most = PRIME, FIELD_BITS
+        elif self.protocol in _PAILLIER:
+            modulus = max(spec.modulus, 1 << (2 * spec.reach).bit_length())
+            most = self.most_bits(clients)
+        else:
+            return spec
+        try:
+            fitting = replace(spec, modulus=modulus)  # refuses a ring that the sum could leave
+        except ConfigurationError:
+            fitting = spec
+        if fitting.modulus != modulus or fitting.bits > most:
+            raise ConfigurationError(
+                f"this statistic needs sums of {fitting.bits} bits, "
+                f'"{self.protocol}" carries {most} with {clients} clients; lower max_records'
+            )
+        return fitting
+
     def most_bits(self, clients: int) -> int:
         """Bits of the largest integers that this protocol adds up."""
         if self.protocol in _PRIME_FIELD:
             return most_lightsecagg_bits(clients)  # the same field in both
-        if self.protocol in ("paillier", "paillier-threshold"):
+        if self.protocol in _PAILLIER:
             return min(_MOST_BITS, most_paillier_bits(clients))
         return _MOST_BITS
 
-    def sum(self, vectors: Mapping[int, NDArray[np.uint64]], *, bits: int) -> SecureSum:
-        """The secure sum of integers in 0..2^bits - 1."""
+    def sum(
+        self,
+        vectors: Mapping[int, NDArray[np.uint64]],
+        *,
+        bits: int | None = None,
+        modulus: int | None = None,
+    ) -> SecureSum:
+        """The secure sum of integers in 0..2^bits - 1, or of residues of the protocol's ring."""
         return secure_sum(
             vectors,
             bits=bits,
+            modulus=modulus,
             protocol=self.protocol,
             adversary=self.adversary,
             threshold=self.threshold,
@@ -219,7 +257,8 @@ def private_statistic(
 
     Args:
         query: what to ask.
-        records: by client id, at least 3: what ``query.total`` takes.
+        records: by client id, at least 3: what ``query.total`` takes. Infinite cells count as
+            missing ones.
         privacy: the target, the colluders and the ledger.
         max_records: most records of one client, public; see :func:`secure_statistic`.
         min_count: fewest records that a result may rest on.
@@ -237,14 +276,16 @@ def private_statistic(
     with _Charge(privacy.ledger, release) as charge:
         vectors = {
             client: codec.encode(
-                _total(query, table, client, max_records),
+                _total(query, _finite_or_missing(table), client, max_records),
                 round_seed=seed,
                 random_bytes=random_bytes,
             ).values.astype(np.uint64)
             for client, table in records.items()
         }
         charge.sent = True
-        opened = replace(settings, threshold=release.fewest).sum(vectors, bits=release.spec.bits)
+        opened = replace(settings, threshold=release.fewest).sum(
+            vectors, modulus=release.spec.modulus
+        )
         if len(opened.survivors) < release.fewest:
             raise BelowThreshold(needed=release.fewest, had=len(opened.survivors), phase="noise")
         event = charge.settle(opened, settings.protocol)
@@ -284,11 +325,6 @@ class _Release:
         privacy: StatisticPrivacy,
         settings: SumSettings,
     ) -> _Release:
-        if settings.protocol in _PRIME_FIELD:
-            raise ConfigurationError(
-                f'statistics with noise are sums modulo 2^b; "{settings.protocol}" sums modulo '
-                '2^31 - 1: take "secagg", "secagg+" or Paillier'
-            )
         fewest, colluding = settings.fewest(clients), privacy.assumed(clients)
         if not 0 <= colluding < fewest:
             raise ConfigurationError(
@@ -316,13 +352,8 @@ class _Release:
             adjacency=ADJACENCY,
         )
         release = planned(found.value)
-        most = settings.most_bits(clients)
-        if release.spec.bits > most:
-            raise ConfigurationError(
-                f"this statistic needs sums of {release.spec.bits} bits, "
-                f'"{settings.protocol}" carries {most} with {clients} clients; lower max_records'
-            )
-        return release
+        # The ring decides nothing about the cost, and the search may try noise that fits none.
+        return replace(release, spec=settings.in_ring(release.spec, clients))
 
     def event(self, survivors: int) -> accounting.Event:
         """The release with these survivors, of whom ``colluding`` tell their noise."""
@@ -489,6 +520,16 @@ class _FixedPoint:
     def decode(self, total: NDArray[np.uint64], *, clients: int) -> NDArray[np.float64]:
         steps = total.astype(np.int64) - clients * self.offset
         return steps.astype(np.float64) * 0.5**self.fraction
+
+
+def _finite_or_missing(table: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Infinite cells count as missing: a client that refuses tells, without noise, that it has one.
+
+    What remains to be refused (kind, shape and number of records) is public.
+    """
+    if not isinstance(table, np.ndarray) or table.dtype.kind != "f":
+        return table
+    return np.where(np.isinf(table), np.nan, table)
 
 
 def _total(

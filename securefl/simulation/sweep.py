@@ -91,7 +91,7 @@ def _check_targets(config: RunConfig, train: Dataset) -> None:
         if spec.mode.shares_noise and spec.mode not in dimensions:
             dimensions[spec.mode] = make_model(config, spec, train).dim
         scheme = scheme_of(config.summed(spec.mode))
-        make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), len(train))
+        make_plan(config, spec, scheme, dimensions.get(spec.mode, 1), train)
 
 
 def _carry_out(

@@ -53,7 +53,7 @@ from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
 from securefl.errors import ConfigurationError
-from securefl.training.local import FlatModel, as_tensors, check_positive
+from securefl.training.local import FlatModel, as_tensors, check_labels, check_positive
 
 __all__ = [
     "CLIP_SLACK",
@@ -165,13 +165,16 @@ class ClippedSum:
                 all. No records give zero.
 
         Raises:
-            ConfigurationError: on another shape.
+            ConfigurationError: on another shape, or if any label, selected or not, has no output.
         """
         if tuple(x.shape[1:]) != self.input_shape or len(x) != len(y):
             raise ConfigurationError(
                 f"expected records of shape {self.input_shape} with a label each, found x "
                 f"{x.shape} and y {y.shape}"
             )
+        if len(y):
+            # All of them, whichever are selected: an error must not follow the sample.
+            check_labels(self.model, x, y, client=None)
         tensor_x, tensor_y = as_tensors(x, y)
         index = None if select is None else torch.from_numpy(np.asarray(select, dtype=np.int64))
         count = len(y) if index is None else len(index)

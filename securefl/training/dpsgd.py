@@ -44,6 +44,7 @@ from securefl.training.local import (
     FlatModel,
     ModelUpdate,
     TrainingDiverged,
+    check_labels,
     check_positive,
     check_records,
 )
@@ -96,8 +97,8 @@ class DPSGD:
         backend: how the clipped sum is computed; see ``clipped_sum``.
 
     Raises:
-        ConfigurationError: if a parameter is out of range, or the model has a layer that mixes
-            records.
+        ConfigurationError: if a parameter is out of range, the model has a layer that mixes
+            records, or no output for one of the labels.
     """
 
     model: FlatModel
@@ -134,6 +135,7 @@ class DPSGD:
             chunk=self.chunk,
         )
         object.__setattr__(self, "_clipped", clipped)
+        check_labels(self.model, self.x, self.y, client=self.client)
 
     def __repr__(self) -> str:
         return (

@@ -76,6 +76,8 @@ class ModelUpdate:
         values: float32[d], what the server should add: local minus global model, or minus the
             gradient for FedSGD; float64[d] for a sum of clipped gradients.
         weight: integer weight that this client asks for, >= 0.
+        share: factor in [0, 1] that the codec puts on the update after clipping it, and on no
+            divisor; 1 unless clients count by a capped share.
         examples: records the client holds.
         steps: SGD steps really taken.
         metrics: local measurements such as the mean training loss. They read private data without
@@ -86,6 +88,7 @@ class ModelUpdate:
     weight: int
     examples: int
     steps: int
+    share: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
@@ -157,6 +160,7 @@ class FlatModel:
             view = self.flat[slot.offset : slot.offset + slot.size].view(slot.shape)
             view.copy_(parameter.detach())
             parameter.data = view
+        self._classes: dict[tuple[int, ...], int] = {}
         _OWNED.add(module)
 
     def load(self, values: NDArray[np.floating[Any]]) -> None:
@@ -176,6 +180,28 @@ class FlatModel:
     def vector(self) -> NDArray[np.float32]:
         """A copy of the parameters, float32[d]."""
         return np.array(self.flat.cpu().numpy(), dtype=np.float32)
+
+    def classes(self, input_shape: tuple[int, ...]) -> int:
+        """How many labels the model tells apart: its outputs for records of this shape.
+
+        Raises:
+            ConfigurationError: if it cannot take such records.
+        """
+        if input_shape not in self._classes:
+            was_training = self.module.training
+            self.module.eval()
+            try:
+                with torch.no_grad():
+                    # Two records: a layer that compares the records of a batch takes no single one.
+                    logits = self.module(torch.zeros((2, *input_shape), device=self.device))
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise ConfigurationError(
+                    f"the model cannot take records of shape {input_shape}: {error}"
+                ) from error
+            finally:
+                self.module.train(was_training)
+            self._classes[input_shape] = int(logits.shape[1])
+        return self._classes[input_shape]
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of a scalar loss with respect to the flat vector, float32[d]."""
@@ -219,6 +245,7 @@ class LocalSGD:
 
     def __post_init__(self) -> None:
         check_records(self.x, self.y, client=self.client)
+        check_labels(self.model, self.x, self.y, client=self.client)
         check_positive("learning_rate", self.learning_rate)
         if (self.epochs is None) == (self.steps is None):
             raise ConfigurationError(
@@ -313,6 +340,7 @@ class FullGradient:
 
     def __post_init__(self) -> None:
         check_records(self.x, self.y, client=self.client)
+        check_labels(self.model, self.x, self.y, client=self.client)
         object.__setattr__(self, "reduction", Reduction(self.reduction))
         if self.chunk < 1:
             raise ConfigurationError(f"chunk must be at least 1, found {self.chunk}")
@@ -354,6 +382,7 @@ def evaluate(
     private records and publishes the result must pay for it.
     """
     check_records(x, y, client=None)
+    check_labels(model, x, y, client=None)
     tensor_x, tensor_y = as_tensors(x, y)
     was_training = model.module.training
     model.module.eval()
@@ -404,6 +433,31 @@ def check_records(x: NDArray[np.float32], y: NDArray[np.int64], *, client: int |
         raise ConfigurationError(f"{whose}: no records; leave this client out of the cohort")
     if not np.isfinite(x).all():
         raise ConfigurationError(f"{whose}: x contains NaN or infinity; impute or drop the records")
+
+
+def check_labels(
+    model: FlatModel, x: NDArray[np.float32], y: NDArray[np.int64], *, client: int | None
+) -> None:
+    """Refuses labels that the model has no output for: all of them, before anything is sampled.
+
+    torch fails on such a label once its record is in a batch. Where batches or clients are drawn
+    by secret coins, that failure would tell how a coin fell.
+
+    Args:
+        model: its outputs for such records say how many classes there are.
+        x: records that :func:`check_records` has accepted.
+        y: their labels.
+        client: whose they are, for the message.
+    """
+    low, high = int(y.min()), int(y.max())
+    classes = model.classes(tuple(x.shape[1:]))
+    if low < 0 or high >= classes:
+        whose = "the data" if client is None else f"client {client}'s data"
+        raise ConfigurationError(
+            f"{whose}: labels must be in 0..{classes - 1} (this model has {classes} outputs), "
+            f"found labels from {low} to {high}; drop those records or take a model with more "
+            "outputs"
+        )
 
 
 def check_positive(name: str, value: float) -> None:

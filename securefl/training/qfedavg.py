@@ -7,8 +7,17 @@ With L one over the local learning rate, D_k = w_k - w and F_k the client's loss
 
 Both sums are means of one vector (F_k^q D_k, h_k / L) up to a common factor, so one secure sum does
 it, and no F_k is in any message. q = 0 is FedAvg; larger q flattens the spread between clients and
-costs average accuracy. F_k is measured on the client's records without noise: like everything else
-here it is hidden in the sum, not private. This module knows no codec.
+costs average accuracy. F_k is measured on the client's records without noise: in
+:class:`FairAveraging` it is hidden in the sum, like everything else there, and not private.
+
+:class:`PrivateFairAveraging` is for user-level differential privacy. Everything a client sends is
+in the one vector that is clipped and noised, h_k included, and both bounds follow from public
+numbers: with the loss capped at F_max and D clipped to C, f = (F/F_max)^q is at most 1, and for
+q >= 1
+
+    h = f + q f ||D||^2 / (F lr)  <=  1 + q C^2 / (F_max lr).
+
+The codec enforces them again; nothing rests on this module. It knows no codec.
 """
 
 from __future__ import annotations
@@ -24,10 +33,17 @@ from numpy.typing import NDArray
 
 from securefl.errors import ConfigurationError
 from securefl.training.apply import ServerOptimiser, ServerStep
-from securefl.training.local import LocalSGD, ModelUpdate, Trainer, TrainingDiverged, evaluate
-from securefl.training.payload import check_length
+from securefl.training.local import (
+    LocalSGD,
+    ModelUpdate,
+    Trainer,
+    TrainingDiverged,
+    check_positive,
+    evaluate,
+)
+from securefl.training.payload import bounded, check_length
 
-__all__ = ["FairAveraging"]
+__all__ = ["FairAveraging", "PrivateFairAveraging", "largest_h"]
 
 _LEAST_LOSS = 1e-10
 """A loss of zero would have an infinite weight for q < 1; the published code adds the same."""
@@ -91,20 +107,35 @@ class _FairTrainer:
     unit: float
 
     def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
-        local, cap = self.local, self.algorithm.loss_cap
-        local.model.load(start)
-        measured, _ = evaluate(local.model, local.x, local.y)
-        if not math.isfinite(measured):
-            raise TrainingDiverged(
-                client=local.client, round_index=round_index, what="the loss of the global model"
-            )
-        loss = min(max(measured, _LEAST_LOSS), cap)
-        update = local.train(start, round_index=round_index)
-        factor = (loss / cap) ** self.algorithm.q
+        q, cap = self.algorithm.q, self.algorithm.loss_cap
+        loss = _capped_loss(self.local, start, cap, round_index)
+        update = self.local.train(start, round_index=round_index)
+        factor = (loss / cap) ** q
         delta = update.values.astype(np.float64)
-        curvature = self.algorithm.q * (factor / loss) * float(delta @ delta) / local.learning_rate
-        payload = np.append(factor * delta, self.unit * (factor + curvature))
+        h = _curvature(q, loss, cap, delta, self.local.learning_rate)
+        payload = np.append(factor * delta, self.unit * h)
         return dataclasses.replace(update, values=payload.astype(np.float32))
+
+
+def _capped_loss(
+    local: LocalSGD, start: NDArray[np.float32], cap: float, round_index: int
+) -> float:
+    """F_k at the global model, in [1e-10, F_max]."""
+    local.model.load(start)
+    measured, _ = evaluate(local.model, local.x, local.y)
+    if not math.isfinite(measured):
+        raise TrainingDiverged(
+            client=local.client, round_index=round_index, what="the loss of the global model"
+        )
+    return min(max(measured, _LEAST_LOSS), cap)
+
+
+def _curvature(
+    q: float, loss: float, cap: float, delta: NDArray[np.float64], learning_rate: float
+) -> float:
+    """The paper's h_k over L F_max^q: f + q f ||D||^2 / (F lr), f = (F / F_max)^q."""
+    factor: float = (loss / cap) ** q
+    return factor + q * (factor / loss) * float(delta @ delta) / learning_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +153,104 @@ class _FairServer:
         survivors: int = 1,
     ) -> NDArray[np.float32]:
         check_length("mean_update", mean_update, len(weights) + 1)
-        h = float(mean_update[-1]) / self.unit
+        h = self._mean_h(float(mean_update[-1]))
+        return self.optimiser.apply(weights, mean_update[:-1] / h, survivors=survivors)
+
+    def _mean_h(self, entry: float) -> float:
+        h = entry / self.unit
         if not h > 0.0:  # also NaN
             raise ConfigurationError(
                 f"the mean of h_k must be positive, found {h}: all losses are far below loss_cap "
                 "for this q, and nothing is left after rounding; lower loss_cap or take more bits"
             )
-        return self.optimiser.apply(weights, mean_update[:-1] / h, survivors=survivors)
+        return h
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         return self.optimiser.state_dict()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.optimiser.load_state_dict(state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateFairAveraging:
+    """q-FedAvg under user-level differential privacy: (f D, h / room) in one noised vector.
+
+    A client sends f times its update clipped to C and one entry in [0, 1]; the server divides one
+    noised mean by the other, which is post-processing. What it divides by is never below the
+    deviation of its own noise: below that the entry says nothing, and a step over it would be of
+    any length. There is no q = 0 here: then h is 1 for whoever takes part, and all that its sum
+    would tell is how many did. DP-FedAvg has the public expected number in that place, and a plan
+    with q = 0 is that of DP-FedAvg.
+
+    Attributes:
+        q: > 0 and finite.
+        loss_cap: F_max, public, positive.
+        clip_norm: C, norm bound of an update before f, positive.
+        learning_rate: of the local steps, 1/L, positive.
+        floor: least mean of h that the server divides by, positive: its noise's deviation.
+    """
+
+    q: float
+    loss_cap: float
+    clip_norm: float
+    learning_rate: float
+    floor: float
+
+    def __post_init__(self) -> None:
+        for name in ("q", "loss_cap", "clip_norm", "learning_rate", "floor"):
+            check_positive(name, getattr(self, name))
+
+    @property
+    def room(self) -> float:
+        """Largest h: see :func:`largest_h`."""
+        return largest_h(self.q, self.loss_cap, self.clip_norm, self.learning_rate)
+
+    def payload(self, dimension: int) -> int:
+        """Entries of what a client sends: the update and h."""
+        return dimension + 1
+
+    def trainer(self, local: LocalSGD) -> Trainer:
+        """The client's side."""
+        return _PrivateFairTrainer(algorithm=self, local=local)
+
+    def server(self, optimiser: ServerOptimiser) -> ServerStep:
+        """The server's side."""
+        return _PrivateFairServer(optimiser=optimiser, unit=1.0 / self.room, floor=self.floor)
+
+
+def largest_h(q: float, loss_cap: float, clip_norm: float, learning_rate: float) -> float:
+    """1 + q C^2 / (F_max lr), from public numbers alone.
+
+    No h is larger for q >= 1. For q < 1 a loss near zero would have a larger one, and counts as
+    this.
+    """
+    return 1.0 + q * clip_norm**2 / (loss_cap * learning_rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrivateFairTrainer:
+    """Local SGD, then (f D, h / room) with D clipped, so that h is that of what is sent."""
+
+    algorithm: PrivateFairAveraging
+    local: LocalSGD
+
+    def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
+        fair, local = self.algorithm, self.local
+        loss = _capped_loss(local, start, fair.loss_cap, round_index)
+        update = local.train(start, round_index=round_index)
+        factor = (loss / fair.loss_cap) ** fair.q
+        delta = bounded(update.values, fair.clip_norm).astype(np.float64)
+        h = _curvature(fair.q, loss, fair.loss_cap, delta, local.learning_rate)
+        payload = np.append(factor * delta, min(h / fair.room, 1.0))
+        return dataclasses.replace(update, values=payload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrivateFairServer(_FairServer):
+    """The same with noised means, of which the second counts as ``floor`` at least."""
+
+    floor: float
+
+    def _mean_h(self, entry: float) -> float:
+        return max(entry / self.unit, self.floor)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from securefl.training.local import (
     ModelUpdate,
     Trainer,
     TrainingDiverged,
+    check_labels,
     check_positive,
     check_records,
 )
@@ -62,8 +63,8 @@ class RecordSum:
 
     Raises:
         ConfigurationError: if a parameter is out of range, the model has a layer that mixes
-            records, or there are so many records that the rounding of their sum could pass the
-            margin that the codec relies on.
+            records or no output for a label, or there are so many records that the rounding of
+            their sum could pass the margin that the codec relies on.
     """
 
     model: FlatModel
@@ -83,6 +84,7 @@ class RecordSum:
             model=self.model, input_shape=tuple(self.x.shape[1:]), clip_norm=self.clip_norm
         )
         object.__setattr__(self, "_clipped", clipped)
+        check_labels(self.model, self.x, self.y, client=self.client)
         if clipped.sensitivity(len(self.y)) > self.clip_norm * (1.0 - RECORDS_MARGIN):
             raise ConfigurationError(
                 f"{len(self.y)} records are too many for one client: one record could move their "
@@ -118,7 +120,7 @@ class SecretParticipation:
 
     Attributes:
         trainer: trains if the coin falls.
-        dimension: d, parameters of the model.
+        dimension: entries of an update: the model's parameters, and what an algorithm adds.
         client: this client's id.
         sample_rate: q in (0, 1]; 1 where the server draws who takes part.
         randomness: source of the coin.
@@ -137,20 +139,14 @@ class SecretParticipation:
         return f"SecretParticipation(client={self.client}, sample_rate={self.sample_rate})"
 
     def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
-        """The trainer's update with weight 1, or zeros with weight 0."""
+        """The trainer's update with weight 1 (and its share), or zeros with weight 0."""
         if len(poisson_sample(1, self.sample_rate, self.randomness(round_index))):
             try:
                 update = self.trainer.train(start, round_index=round_index)
             except TrainingDiverged:
                 pass
             else:
-                return ModelUpdate(
-                    values=update.values,
-                    weight=1,
-                    examples=update.examples,
-                    steps=update.steps,
-                    metrics=update.metrics,
-                )
+                return replace(update, weight=1)
         zeros = np.zeros(self.dimension, dtype=np.float32)
         return ModelUpdate(values=zeros, weight=0, examples=0, steps=0)
 

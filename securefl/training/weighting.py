@@ -7,7 +7,7 @@ lies about its weight can do; nobody can check the claim below it.
 
 Under differential privacy a weight by the number of records is refused: see
 :func:`check_private_weights`. There clients count alike, or by :func:`capped_share` with a public
-cap, and the divisor is public. This module knows no codec and no protocol.
+cap (:class:`CappedTrainer`), and the divisor is public. This module knows no codec and no protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeAlias
 
 import numpy as np
@@ -31,9 +30,11 @@ from securefl.training.local import (
     check_records,
     evaluate,
 )
+from securefl.training.private_weights import WeightKind, capped_share, check_private_weights
 
 __all__ = [
     "QUALITY_STEPS",
+    "CappedTrainer",
     "ScoredTrainer",
     "WeightKind",
     "WeightRule",
@@ -50,19 +51,6 @@ QUALITY_STEPS = 1000
 """Weight of an update of quality 1; quality 0 does not count at all."""
 
 _QUALITY = "quality"
-
-
-class WeightKind(StrEnum):
-    """The weights that have a name."""
-
-    EXAMPLES = "examples"
-    """n_k: the number of records, the rule of FederatedAveraging."""
-    EQUAL = "equal"
-    """1: every client counts the same."""
-    STEPS = "steps"
-    """The SGD steps really taken: who did more work counts more."""
-    QUALITY = "quality"
-    """The local model's accuracy on records the client kept out of training; in thousandths."""
 
 
 def weight_rule(kind: WeightKind | str) -> WeightRule:
@@ -162,47 +150,28 @@ class ScoredTrainer:
         return dataclasses.replace(update, metrics={**update.metrics, _QUALITY: accuracy})
 
 
-def capped_share(examples: int, cap: int) -> float:
-    """min(n_k / cap, 1): a client's weight under differential privacy, with a public cap.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CappedTrainer:
+    """A trainer whose updates count by the capped share of their records: min(n_k / cap, 1).
 
-    A factor in [0, 1] on the client's *clipped* update: it cannot raise the update's norm, so the
-    sensitivity stays C, and the divisor stays the public expected sum.
+    The update itself is left as it is: whoever clips it scales it afterwards. Scaling first and
+    clipping then would be another rule, in which a client with few records is clipped less.
 
-    >>> capped_share(30, 60), capped_share(90, 60)
-    (0.5, 1.0)
+    Attributes:
+        trainer: does the training.
+        cap: public, >= 1.
     """
-    if isinstance(cap, bool) or cap < 1 or examples < 0:
-        raise ConfigurationError(
-            f"expected examples >= 0 and a public cap >= 1, found {examples} and {cap}"
-        )
-    return min(examples / cap, 1.0)
 
+    trainer: Trainer
+    cap: int
 
-def check_private_weights(kind: WeightKind | str, *, cap: int | None = None) -> None:
-    """Refuses weights that differential privacy does not allow.
+    def __post_init__(self) -> None:
+        capped_share(0, self.cap)
 
-    kind: ``equal``; or ``examples`` with a public ``cap``, meaning :func:`capped_share`.
-
-    Raises:
-        ConfigurationError: for everything else, with the reason.
-    """
-    wanted = WeightKind(kind)
-    if wanted is WeightKind.EQUAL and cap is None:
-        return
-    if wanted is WeightKind.EXAMPLES and cap is not None:
-        capped_share(0, cap)
-        return
-    if wanted is WeightKind.EXAMPLES:
-        raise ConfigurationError(
-            'weights "examples" (n_i/n) with differential privacy are refused: the weight reveals '
-            "n_i, and a record that joins or leaves changes n and with it every client's weight, "
-            'so there is no fixed sensitivity; use "equal", or give a public cap for min(n_i/cap, '
-            "1), and divide by a public number"
-        )
-    raise ConfigurationError(
-        f'weights "{wanted}"{"" if cap is None else f" with cap {cap}"} with differential privacy '
-        'are refused: they are computed from the records and have no bound in the plan; use "equal"'
-    )
+    def train(self, start: NDArray[np.float32], *, round_index: int) -> ModelUpdate:
+        """The inner trainer's update with its share."""
+        update = self.trainer.train(start, round_index=round_index)
+        return dataclasses.replace(update, share=capped_share(update.examples, self.cap))
 
 
 def _examples(update: ModelUpdate, round_index: int) -> int:

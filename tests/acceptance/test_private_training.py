@@ -60,11 +60,17 @@ def test_digits_with_two_tolerated_dropouts_in_ten(
     assert row_of(config, tmp_path / "out", data_dir)["accuracy"] >= least
 
 
-@pytest.mark.parametrize(("epsilon", "least"), [(3.0, 0.984), (1.0, 0.98)])
+LARGE_STEPS = ("distributed_dp.sample_rate=0.1365", "distributed_dp.steps=150")
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "overrides", "least"), [(3.0, (), 0.984), (1.0, LARGE_STEPS, 0.98)]
+)
 def test_linear_model_on_scattering_features(
-    data_dir: Path, tmp_path: Path, epsilon: float, least: float
+    data_dir: Path, tmp_path: Path, epsilon: float, overrides: tuple[str, ...], least: float
 ) -> None:
-    config = load_preset("mnist-distributed-dp", [f"sweep.epsilons=[{epsilon}]", SEEDS])
+    """Means 98.5 and 98.0 %; the second is close."""
+    config = load_preset("mnist-distributed-dp", [f"sweep.epsilons=[{epsilon}]", SEEDS, *overrides])
     assert row_of(config, tmp_path / "out", data_dir)["accuracy"] >= least
 
 
@@ -85,11 +91,8 @@ def test_convolutional_network_at_epsilon_3(data_dir: Path, tmp_path: Path) -> N
 
 SHARDS = (
     "partition.kind=shards",
-    "user_level_dp.sample_rate=0.3",
     "user_level_dp.steps=100",
     "user_level_dp.local_epochs=2",
-    "user_level_dp.learning_rate=1.0",
-    "user_level_dp.final_learning_rate=0.1",
 )
 """Two shards of one class each for every client."""
 

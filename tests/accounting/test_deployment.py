@@ -24,6 +24,18 @@ KEYBOARD = (EXAMPLES / "keyboard.toml").read_text("utf-8")
 # --- reading ------------------------------------------------------------------------------------
 
 
+def test_every_protocol_of_this_library_can_be_declared_and_hides_contributions_alike() -> None:
+    verdicts = set()
+    for protocol in ("secagg", "secagg+", "lightsecagg", "paillier", "peersum"):
+        text = KEYBOARD.replace('protocol = "secagg"', f'protocol = "{protocol}"')
+        deployment = Deployment.parse(text)
+        assert {phase.aggregation.protocol for phase in deployment.phase} == {protocol}
+        verdicts.add(tuple(finding.code for finding in findings(deployment)))
+    assert len(verdicts) == 1
+    with pytest.raises(InvalidDeployment, match="peersum"):
+        Deployment.parse(KEYBOARD.replace('protocol = "secagg"', 'protocol = "peersums"'))
+
+
 @pytest.mark.parametrize("path", WORKED, ids=lambda path: path.stem)
 def test_a_worked_deployment_reads_and_has_only_possible_values(path: Path) -> None:
     assert impossible_values(Deployment.load(path)) == ()

@@ -183,6 +183,26 @@ def test_with_noise_selection_comes_before_the_clip():
     assert codec.modulus == spec.modulus
 
 
+@pytest.mark.parametrize("kind", [RandomK, Sketch])
+def test_numbers_near_the_largest_float_are_bounded_like_any_others(kind):
+    """Rotating them would overflow, and an error would tell whoever waits for the vector."""
+    spec = NoisySpec.plan(
+        dimension=64,
+        clip_norm=1.0,
+        noise_multiplier=1e-3,
+        honest_shares=1,
+        max_clients=1,
+        contribution=Contribution.CLIENT,
+        units=1,
+        resolution=2.0**20,
+    )
+    codec = CompressedCodec(kind(dimension=64, kept=64), NoisyCodec(spec))
+    direction = np.random.default_rng(0).uniform(0.5, 1.0, size=64)
+    vector = codec.encode(direction * 1.7e308, round_seed=SEED)
+    mean = codec.decode(opened([vector]), round_seed=SEED, denominator=1.0).mean
+    assert mean == pytest.approx(direction / np.linalg.norm(direction), abs=0.01)
+
+
 def test_what_differs_has_another_digest():
     def inner(k, bits=32):
         return UpdateCodec(CodecSpec.plan(dimension=k, clip_norm=1.0, max_clients=2, bits=bits))

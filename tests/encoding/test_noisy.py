@@ -22,10 +22,14 @@ from accounting.curves import rdp_at
 from securefl.encoding import (
     MAX_INFLATION,
     RECORDS_MARGIN,
+    CodecSpec,
+    CompressedCodec,
     Contribution,
     Mechanism,
     NoisyCodec,
     NoisySpec,
+    RandomK,
+    UpdateCodec,
     noisy,
     sum_encoded,
 )
@@ -36,6 +40,7 @@ from securefl.encoding.tables import noise_table
 from securefl.errors import ConfigurationError
 from securefl.modular import RingVector
 from securefl.round import AggregateSum, ClientId
+from securefl.training.private_weights import capped_share
 
 SEED = bytes(range(32))
 FALSE_ALARM = 1e-9
@@ -238,7 +243,7 @@ def test_one_record_more_moves_the_integers_by_at_most_the_sensitivity(spec, see
             assert np.abs(moved).sum() <= spec.l1
 
 
-def test_a_sum_of_records_is_not_clipped_and_one_that_blurs_a_record_is_refused(no_noise):
+def test_a_sum_of_records_is_not_clipped_until_float64_would_blur_a_record(no_noise):
     spec = NoisySpec.plan(**BASE | {"contribution": "records", "units": 1000})
     codec = NoisyCodec(spec)
     total = np.eye(1, 650)[0] * 300.0
@@ -246,9 +251,92 @@ def test_a_sum_of_records_is_not_clipped_and_one_that_blurs_a_record_is_refused(
     decoded = codec.decode(opened([vector]), round_seed=SEED, denominator=1).mean
     assert np.linalg.norm(decoded - total) < 0.5
     longest = 2.0**42 * 0.5 * RECORDS_MARGIN / 4 / math.sqrt(1024)
-    codec.encode(np.eye(1, 650)[0] * longest * 0.99, round_seed=SEED)
-    with pytest.raises(ConfigurationError, match="too long for float64"):
-        codec.encode(np.eye(1, 650)[0] * longest * 1.01, round_seed=SEED)
+    codec = NoisyCodec(dataclasses.replace(spec, modulus=1 << 64))
+    for scale, expected in ((0.99, 0.99), (1.01, 1.0), (1e200, 1.0), (1e300, 1.0)):
+        vector = codec.encode(np.eye(1, 650)[0] * longest * scale, round_seed=SEED)
+        decoded = codec.decode(opened([vector]), round_seed=SEED, denominator=1).mean
+        assert np.linalg.norm(decoded) == pytest.approx(expected * longest, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.999999, 1.0, 1.0000001, 1.5, 1e12, 1e300])
+def test_one_record_more_moves_a_sum_of_any_length_by_at_most_the_sensitivity(scale):
+    """Beyond the longest sum that float64 resolves the vector is projected, which moves no two sums
+    apart. Directions of the record: along the sum, across it, and against it."""
+    spec = NoisySpec.plan(**BASE | {"contribution": "records", "units": 1000})
+    codec, rng = NoisyCodec(spec), np.random.default_rng(7)
+    longest = 2.0**42 * spec.clip_norm * RECORDS_MARGIN / 4 / math.sqrt(spec.padded)
+    direction = rng.normal(size=650)
+    direction /= np.linalg.norm(direction)
+    across = rng.normal(size=650)
+    across -= across @ direction * direction
+    g = spec.clip_norm * (1 - RECORDS_MARGIN)
+    with pytest.MonkeyPatch.context() as patch:
+        without_noise(patch)
+        for record in (direction, -direction, across / np.linalg.norm(across)):
+            for coins in range(3):
+                a, b = (
+                    codec.encode(x, round_seed=SEED, random_bytes=seeded(coins)).centred()
+                    for x in (
+                        direction * longest * scale,
+                        direction * longest * scale + record * g,
+                    )
+                )
+                moved = (a - b + spec.modulus // 2) % spec.modulus - spec.modulus // 2
+                assert sum(int(v) ** 2 for v in moved) <= Fraction(spec.l2) ** 2
+
+
+# --- clients that count by a capped share -------------------------------------------------------
+
+
+@given(specs(Contribution.CLIENT), st.integers(0, 2000), st.integers(1, 1000), st.integers(0, 99))
+def test_however_many_records_a_client_has_its_integers_stay_within_the_sensitivity(
+    spec, records, cap, seed
+):
+    codec, rng = NoisyCodec(spec), np.random.default_rng(seed)
+    share = capped_share(records, cap)
+    with pytest.MonkeyPatch.context() as patch:
+        without_noise(patch)
+        for update in updates(spec, rng):
+            vector = codec.encode(update, share=share, round_seed=SEED, random_bytes=rng.bytes)
+            assert sum(int(v) ** 2 for v in vector.centred()) <= Fraction(spec.l2) ** 2
+            # The clip comes first: a client counts by its share of what it would count fully.
+            if codec.modulus > 4 * spec.reach:
+                decoded = codec.decode(opened([vector]), round_seed=SEED, denominator=1).mean
+                expected = clip_by_norm(update, spec.clip_norm).values * min(records / cap, 1)
+                rounding = math.sqrt(spec.padded) * spec.clip_norm / spec.resolution
+                assert np.linalg.norm(decoded - expected) <= rounding * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0000001, 30.0, -0.5, math.nan, math.inf, True])
+def test_a_share_that_could_lengthen_an_update_is_refused(share):
+    for codec in (
+        NoisyCodec(NoisySpec.plan(**BASE)),
+        CompressedCodec(RandomK(dimension=900, kept=650), NoisyCodec(NoisySpec.plan(**BASE))),
+        UpdateCodec(CodecSpec.plan(dimension=650, clip_norm=1.0, max_clients=3)),
+    ):
+        with pytest.raises(ConfigurationError, match=r"share must be in \[0, 1\]"):
+            codec.encode(np.zeros(codec.dimension), share=share, round_seed=SEED)
+
+
+def test_a_sum_of_records_has_no_share():
+    codec = NoisyCodec(NoisySpec.plan(**BASE | {"contribution": "records", "units": 100}))
+    with pytest.raises(ConfigurationError, match="a sum of records is not scaled"):
+        codec.encode(np.zeros(650), share=0.5, round_seed=SEED)
+
+
+def test_every_codec_puts_the_share_on_the_clipped_update_and_on_no_divisor(no_noise):
+    update = np.full(650, 1.0)  # of norm 25, clipped to 0.5
+    plain = CodecSpec.plan(dimension=650, clip_norm=0.5, max_clients=3, bits=48)
+    fine = NoisySpec.plan(**BASE, bits=40)
+    everything = RandomK(dimension=650, kept=650)
+    for codec in (
+        NoisyCodec(fine),
+        CompressedCodec(everything, NoisyCodec(fine)),
+        UpdateCodec(plain),
+    ):
+        vectors = [codec.encode(update, share=s, round_seed=SEED) for s in (1.0, 0.25)]
+        mean = codec.decode(opened(vectors), round_seed=SEED).mean
+        assert mean == pytest.approx(np.full(650, 0.5 / math.sqrt(650) * 1.25 / 2), abs=1e-3)
 
 
 # --- decoding -----------------------------------------------------------------------------------

@@ -76,6 +76,38 @@ def test_what_could_wrap_around_the_field_is_refused() -> None:
     assert secure_sum(largest, protocol="lightsecagg").sum.tolist() == [10 * ((1 << 27) - 1)]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "modulus"),
+    [("lightsecagg", 2**31 - 1), ("peersum", 2**31 - 1), ("secagg", 1 << 20), ("secagg+", 1 << 64)],
+)
+def test_residues_of_the_protocols_own_ring_are_summed_modulo_it(
+    protocol: str, modulus: int
+) -> None:
+    """Entries up to the modulus, of which hardly two fit a sum of plain numbers."""
+    rng = np.random.default_rng(1)
+    vectors = {c: [modulus - 1, int(rng.integers(modulus, dtype=np.uint64)), 0] for c in range(12)}
+    found = secure_sum(vectors, protocol=protocol, modulus=modulus)
+    plain = [sum(v[i] for v in vectors.values()) % modulus for i in range(3)]
+    assert found.sum.tolist() == plain
+
+
+def test_a_modulus_that_is_not_the_protocols_is_refused() -> None:
+    vectors = {c: [c] for c in range(4)}
+    for arguments, message in (
+        ({"protocol": "lightsecagg", "modulus": 1 << 31}, "sums modulo 2147483647"),
+        ({"protocol": "peersum", "modulus": 7}, "sums modulo 2147483647"),
+        ({"protocol": "secagg", "modulus": 2**31 - 1}, "a power of two"),
+        ({"protocol": "paillier", "modulus": 1000}, "a power of two"),
+        ({"modulus": 1 << 20, "bits": 20}, "bits or modulus, not both"),
+        ({"modulus": 1}, "modulus must be an integer"),
+        ({"modulus": True}, "modulus must be an integer"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            secure_sum(vectors, **arguments)
+    with pytest.raises(ConfigurationError, match=r"client 2, index 0: value \d+ is not in 0\.\."):
+        secure_sum(vectors | {2: [2**31 - 1]}, protocol="peersum", modulus=2**31 - 1)
+
+
 def test_parameters_of_other_protocols_and_impossible_thresholds_are_refused() -> None:
     vectors = {c: [1] for c in range(10)}
     for changes, message in (

@@ -1,24 +1,45 @@
 """Federated statistics through real secure sums equal the pooled ones, dropouts included."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import accounting
+from securefl.encoding import NoisySpec, noisy
 from securefl.errors import BelowThreshold, ConfigurationError
+from securefl.simulation import statistics
 from securefl.simulation.statistics import (
     StatisticPrivacy,
     SumSettings,
     federated_histogram,
     federated_mean,
     federated_moments,
+    private_statistic,
 )
 from securefl.training.data import load
-from securefl.training.statistics import Bounds, HistogramQuery, MomentsQuery, TooFewRecords
+from securefl.training.statistics import (
+    Bounds,
+    HistogramQuery,
+    MeanQuery,
+    MomentsQuery,
+    TooFewRecords,
+)
 
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([2.0, 50.0])
 BOUNDS = Bounds.of(LOW, HIGH)
+RELEASE = {
+    "dimension": 6,
+    "clip_norm": 2.0,
+    "noise_multiplier": 3.0,
+    "honest_shares": 4,
+    "max_clients": 8,
+    "contribution": "records",
+    "units": 240.0,
+}
+FINE = NoisySpec.plan(**RELEASE)
 
 
 def tables(seed, clients):
@@ -257,8 +278,9 @@ def test_what_left_stays_charged_and_what_did_not_returns(tmp_path):
         assert ledger.spent > 0
 
 
-@pytest.mark.parametrize("protocol", ["secagg+", "paillier"])
-def test_private_statistics_work_in_every_power_of_two_ring(protocol):
+@pytest.mark.parametrize("protocol", ["secagg+", "paillier", "lightsecagg", "peersum"])
+def test_private_statistics_work_in_every_ring(small_keys, protocol):
+    """Modulo a power of two, or the prime 2^31 - 1 of the protocols that sum in a field."""
     data = tables(5, 8)
     found = private(data, StatisticPrivacy(epsilon=8.0), protocol=protocol, degree=None)
     pooled = np.clip(np.concatenate(list(data.values())), LOW, HIGH)
@@ -269,13 +291,107 @@ def test_private_statistics_work_in_every_power_of_two_ring(protocol):
 def test_private_statistics_refuse_what_they_cannot_promise():
     data = tables(6, 4)
     for privacy, how, message in (
-        (StatisticPrivacy(epsilon=1.0), {"protocol": "lightsecagg"}, "modulo"),
-        (StatisticPrivacy(epsilon=1.0), {"protocol": "peersum"}, "modulo"),
         (StatisticPrivacy(epsilon=1.0, colluding=3), {}, "colluding < 3"),
         (StatisticPrivacy(epsilon=1.0, colluding=-1), {}, "found -1"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             private(data, privacy, **how)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "units", "fits"),
+    [
+        ("lightsecagg", 240.0, True),
+        ("peersum", 240.0, True),
+        ("peersum", 8e7, False),
+        ("lightsecagg", 8e7, False),
+        ("paillier", 8e7, True),
+        ("paillier", 2.0**40, True),
+        ("secagg", 2.0**40, True),
+    ],
+)
+def test_a_statistic_that_needs_a_larger_ring_is_refused_with_the_bits(protocol, units, fits):
+    settings, spec = SumSettings(protocol=protocol), NoisySpec.plan(**RELEASE | {"units": units})
+    if fits:
+        ring = settings.in_ring(spec, 8)
+        assert (ring.modulus == 2**31 - 1) == (protocol in ("lightsecagg", "peersum"))
+        assert replace(ring, modulus=spec.modulus) == spec
+        return
+    with pytest.raises(ConfigurationError, match=f'"{protocol}" carries 31 .*; lower max_records'):
+        settings.in_ring(spec, 8)
+
+
+def test_numbers_too_long_for_a_slot_are_refused():
+    wide = replace(FINE, modulus=1 << 60)
+    with pytest.raises(ConfigurationError, match='60 bits, "paillier" carries 58'):
+        SumSettings(protocol="paillier").in_ring(wide, 8)
+
+
+def test_a_ring_that_is_a_hair_too_small_is_refused():
+    """A sum that needs between 2^31 - 1 and 2^31 has 31 bits, and does not fit the field."""
+    low, high = 1.0, 2.0**24
+    for _ in range(200):
+        middle = (low + high) / 2
+        try:
+            replace(FINE, units=24_000.0, resolution=middle, modulus=1 << 31)
+            low = middle
+        except ConfigurationError:
+            high = middle
+    edge = replace(FINE, units=24_000.0, resolution=low, modulus=1 << 31)
+    assert edge.bits == 31
+    with pytest.raises(ConfigurationError, match="needs sums of 31 bits"):
+        SumSettings(protocol="peersum").in_ring(edge, 8)
+
+
+def test_no_entry_of_a_plain_number_can_wrap():
+    """A Paillier slot adds numbers: how many clients' entries wrapped would show in their sum."""
+    wide = NoisySpec.plan(**RELEASE | {"dimension": 600})
+    ring = SumSettings(protocol="paillier").in_ring(wide, 8)
+    assert 2 * ring.reach < ring.modulus
+    assert 2 * wide.reach >= wide.modulus
+    # Residues may wrap: nobody sees them unreduced.
+    for protocol in ("secagg", "secagg+"):
+        assert SumSettings(protocol=protocol).in_ring(wide, 8) == wide
+
+
+@pytest.mark.parametrize("protocol", ["secagg", "lightsecagg", "peersum"])
+def test_what_is_opened_is_a_residue_of_the_codecs_own_ring(protocol, monkeypatch):
+    """Not the number of clients whose entry was negative, which nobody paid for."""
+    seen = []
+    real = statistics.secure_sum
+
+    def watched(vectors, **arguments):
+        result = real(vectors, **arguments)
+        seen.append((arguments["modulus"], arguments["bits"], result, vectors))
+        return result
+
+    monkeypatch.setattr(statistics, "secure_sum", watched)
+    found = private(tables(9, 6), StatisticPrivacy(epsilon=8.0), protocol=protocol)
+    ((modulus, bits, result, vectors),) = seen
+    assert bits is None
+    assert modulus == 2**31 - 1 or modulus & (modulus - 1) == 0
+    assert int(result.sum.max()) < modulus
+    total = sum(np.array(vectors[c], dtype=object) for c in found.survivors)
+    assert (total % modulus == result.sum).all()
+    assert (total >= modulus).any()  # so an unreduced sum would have told more
+
+
+def test_an_infinite_cell_is_a_missing_one_where_a_refusal_would_tell_of_it():
+    data = tables(8, 6)
+    spoilt = {client: table.copy() for client, table in data.items()}
+    spoilt[11][0, :] = [np.inf, -np.inf]
+    data[11][0, :] = np.nan
+    query = MeanQuery(bounds=BOUNDS)
+    sums = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noisy, "draw", lambda table, count, source: np.zeros(count, np.int64))
+        patch.setattr(MeanQuery, "result", lambda self, opened, min_count: sums.append(opened))
+        for records in (data, spoilt):
+            privacy = StatisticPrivacy(epsilon=20.0)
+            private_statistic(query, records, privacy=privacy, max_records=30, min_count=1)
+    assert np.abs(sums[0] - sums[1]).max() < 0.9  # roundings of both, below one record
+    with pytest.raises(ConfigurationError, match="client 11: records contain infinity"):
+        federated_mean(spoilt, bounds=BOUNDS, max_records=30)
 
 
 def test_a_statistic_without_noise_says_so():

@@ -13,9 +13,6 @@ from securefl.training.weighting import (
     QUALITY_STEPS,
     ScoredTrainer,
     WeightedTrainer,
-    WeightKind,
-    capped_share,
-    check_private_weights,
     weight_rule,
 )
 
@@ -167,27 +164,3 @@ def test_a_model_that_overflows_is_not_scored(softmax, records):
     scored = ScoredTrainer(trainer=huge, model=model, x=x, y=y, client=4)
     with pytest.raises(TrainingDiverged, match="client 4"), np.errstate(over="ignore"):
         scored.train(np.full(model.dim, 3e38, np.float32), round_index=0)
-
-
-def test_capped_shares_need_a_public_cap():
-    assert capped_share(0, 5) == 0.0
-    for examples, cap in ((1, 0), (-1, 5)):
-        with pytest.raises(ConfigurationError, match="public cap"):
-            capped_share(examples, cap)
-
-
-@given(examples=st.integers(0, 10**9), cap=st.integers(1, 10**9), norm=st.floats(0, 1))
-def test_a_capped_share_never_lengthens_a_clipped_update(examples, cap, norm):
-    assert 0.0 <= capped_share(examples, cap) * norm <= norm
-
-
-def test_differential_privacy_allows_equal_weights_or_a_public_cap_only():
-    check_private_weights("equal")
-    check_private_weights("examples", cap=100)
-    with pytest.raises(ConfigurationError, match=r"n_i/n.*reveals n_i.*no fixed sensitivity"):
-        check_private_weights("examples")
-    for kind in (WeightKind.STEPS, WeightKind.QUALITY):
-        with pytest.raises(ConfigurationError, match="computed from the records"):
-            check_private_weights(kind)
-    with pytest.raises(ConfigurationError, match="cap"):
-        check_private_weights("equal", cap=100)

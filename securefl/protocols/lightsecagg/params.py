@@ -15,13 +15,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from securefl.errors import ConfigurationError
-from securefl.primitives.field import PRIME
 from securefl.protocols.policy import ClientPolicy, check_corruption, check_demands
+from securefl.protocols.prime_field import (
+    FIELD_BITS,
+    check_field_config,
+    check_field_sum,
+    most_input_bits,
+)
 from securefl.round import (
     Adversary,
     Cohort,
-    GraphSource,
-    Layout,
     Protocol,
     Ring,
     RoundConfig,
@@ -41,9 +44,6 @@ __all__ = [
     "most_input_bits",
     "two_lists_possible",
 ]
-
-FIELD_BITS = 31
-"""b of every configuration: an entry is an element of GF(2^31-1)."""
 
 _MAX_BODY = (1 << 32) - 1
 _TAG_BYTES = 16
@@ -76,27 +76,9 @@ def most_colluders(n: int, U: int, adversary: Adversary) -> int:
     return T if adversary is Adversary.SEMI_HONEST else min(T, 2 * U - n - 1)
 
 
-def most_input_bits(n: int) -> int:
-    """The most bits per entry with n (2^bits - 1) < p; 0 if there are none.
-
-    >>> most_input_bits(200)
-    23
-    """
-    return max(0, ((PRIME - 1) // n + 1).bit_length() - 1)
-
-
 def check_sum_fits(n: int, input_bits: int) -> None:
-    """Refuses inputs whose sum could wrap around the field: n (2^input_bits - 1) < p must hold.
-
-    Raises:
-        ConfigurationError: with the numbers.
-    """
-    largest = n * ((1 << input_bits) - 1)
-    if input_bits < 1 or largest >= PRIME:
-        raise ConfigurationError(
-            f"LightSecAgg sums in GF(2^31-1): {n} inputs of {input_bits} bits sum to up to "
-            f"{largest}, which is not below p = {PRIME}; use 1 to {most_input_bits(n)} bits"
-        )
+    """See :func:`~securefl.protocols.prime_field.check_field_sum`."""
+    check_field_sum("LightSecAgg", n, input_bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,16 +252,7 @@ def check_config(config: RoundConfig, *, assume_no_corruption: bool = False) -> 
     """
     if config.protocol is not Protocol.LIGHTSECAGG:
         raise ConfigurationError(f"this machine runs LIGHTSECAGG, not {config.protocol.name}")
-    if config.ring is not Ring.PRIME_FIELD or config.b != FIELD_BITS:
-        raise ConfigurationError(
-            f"LIGHTSECAGG sums in PRIME_FIELD with b={FIELD_BITS}, found ring {config.ring.name} "
-            f"with b={config.b}"
-        )
-    if config.layout is not Layout.OTHERS or config.graph_source is not GraphSource.SERVER:
-        raise ConfigurationError(
-            "LIGHTSECAGG has no neighbour graph and no share layouts, found layout "
-            f"{config.layout.name} and graph source {config.graph_source.name}"
-        )
+    check_field_config(config)
     check_corruption(config, assume_no_corruption=assume_no_corruption)
     _check_numbers(
         n=config.n,

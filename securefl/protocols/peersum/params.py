@@ -11,13 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from securefl.errors import ConfigurationError
-from securefl.primitives.field import PRIME
 from securefl.protocols.policy import ClientPolicy, check_corruption, check_demands
+from securefl.protocols.prime_field import (
+    FIELD_BITS,
+    check_field_config,
+    check_field_sum,
+    most_input_bits,
+)
 from securefl.round import (
     Adversary,
     Cohort,
-    GraphSource,
-    Layout,
     Protocol,
     Ring,
     RoundConfig,
@@ -37,9 +40,6 @@ __all__ = [
     "most_input_bits",
     "two_lists_possible",
 ]
-
-FIELD_BITS = 31
-"""b of every configuration: an entry is an element of GF(2^31-1)."""
 
 _MAX_BODY = (1 << 32) - 1
 
@@ -71,27 +71,9 @@ def most_corrupt(n: int, alive: int) -> int:
     return min(2 * alive - n - 1, alive - 2)
 
 
-def most_input_bits(n: int) -> int:
-    """The most bits per entry with n (2^bits - 1) < p; 0 if there are none.
-
-    >>> most_input_bits(10)
-    27
-    """
-    return max(0, ((PRIME - 1) // n + 1).bit_length() - 1)
-
-
 def check_sum_fits(n: int, input_bits: int) -> None:
-    """Refuses inputs whose sum could wrap around the field: n (2^input_bits - 1) < p must hold.
-
-    Raises:
-        ConfigurationError: with the numbers.
-    """
-    largest = n * ((1 << input_bits) - 1)
-    if input_bits < 1 or largest >= PRIME:
-        raise ConfigurationError(
-            f"peersum sums in GF(2^31-1): {n} inputs of {input_bits} bits sum to up to {largest}, "
-            f"which is not below p = {PRIME}; use 1 to {most_input_bits(n)} bits"
-        )
+    """See :func:`~securefl.protocols.prime_field.check_field_sum`."""
+    check_field_sum("peersum", n, input_bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +149,10 @@ class PeerSumParams:
         _check_numbers(n=n, q=params.q, t=t, A=corrupt, D=dropped, n_min=params.n_min)
         return params
 
+    def check_length(self, m: int) -> None:
+        """Refuses a vector of m entries that fits no frame (ConfigurationError)."""
+        _check_frames(self.n, m)
+
     def config(
         self,
         *,
@@ -194,7 +180,7 @@ class PeerSumParams:
             raise ConfigurationError(
                 f"these parameters are for {self.n} peers, the cohort has {len(cohort)}"
             )
-        _check_frames(self.n, m)
+        self.check_length(m)
         return RoundConfig(
             protocol=Protocol.PEERSUM,
             adversary=Adversary.ACTIVE,
@@ -272,16 +258,7 @@ def check_config(config: RoundConfig, *, assume_no_corruption: bool = False) -> 
             "PEERSUM always signs: its adversary is ACTIVE, found "
             f"{config.adversary.name}; build configurations with PeerSumParams"
         )
-    if config.ring is not Ring.PRIME_FIELD or config.b != FIELD_BITS:
-        raise ConfigurationError(
-            f"PEERSUM sums in PRIME_FIELD with b={FIELD_BITS}, found ring {config.ring.name} "
-            f"with b={config.b}"
-        )
-    if config.layout is not Layout.OTHERS or config.graph_source is not GraphSource.SERVER:
-        raise ConfigurationError(
-            "PEERSUM has no neighbour graph and no share layouts, found layout "
-            f"{config.layout.name} and graph source {config.graph_source.name}"
-        )
+    check_field_config(config)
     check_corruption(config, assume_no_corruption=assume_no_corruption)
     _check_numbers(n=config.n, q=config.k, t=config.t, A=config.A, D=config.D, n_min=config.n_min)
     _check_frames(config.n, config.m)
