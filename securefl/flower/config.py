@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from securefl.errors import ConfigurationError
+from securefl.flower.paillier_setup import PaillierSetup
 from securefl.flower.plan import MetricRange, TrainIn, Weighting, run_config_digest
 from securefl.flower.policy import SumProtocol
+from securefl.flower.sums import PaillierNumbers
 from securefl.primitives.identities import Roster
 from securefl.protocols.secagg.choice import strongest
 from securefl.protocols.secagg.params import SecAggParams
@@ -110,7 +112,11 @@ class SecAggConfig:
             on the client. Clipping alone is not privacy.
         max_weight: largest weight of a client, its largest number of examples; needed where clients
             count by examples. A client above it refuses.
-        protocol: SecAgg, or SecAgg+ for large cohorts (semi-honest servers only here).
+        protocol: SecAgg; SecAgg+ for large cohorts (semi-honest servers only here); or encryption
+            under a Paillier key that a key holder ("paillier") or holders of shares
+            ("paillier-threshold") open, each a SuperNode of its own.
+        paillier: for these two: the file with key and deciders, the same at every node
+            (:mod:`securefl.flower.paillier_setup`). No secret belongs on this machine.
         adversary: what the server may do: "active", the default, or "semi-honest".
         max_corrupt: A, the most clients that help the server; default ⌈n/20⌉. 0 is refused.
         max_dropped: D, the most clients that may be lost on the way; default ⌈n/10⌉.
@@ -140,6 +146,7 @@ class SecAggConfig:
     clip_norm: float
     max_weight: int | None = None
     protocol: SumProtocol = SumProtocol.SECAGG
+    paillier: PaillierSetup | Path | str | None = None
     adversary: str = "active"
     max_corrupt: int | None = None
     max_dropped: int | None = None
@@ -206,6 +213,42 @@ class SecAggConfig:
         run_config_digest(self.run_config or {})
         if isinstance(self.roster, str | Path):
             object.__setattr__(self, "roster", Roster.load(Path(self.roster)))
+        self._check_setup()
+
+    def _check_setup(self) -> None:
+        """Reads key and deciders, where the protocol has them."""
+        if not self.protocol.encrypts:
+            if self.paillier is not None:
+                raise ConfigurationError(
+                    f'paillier= names a key, and protocol="{self.protocol.value}" has none'
+                )
+            return
+        if not self.active or self.paillier is None:
+            raise ConfigurationError(
+                f'protocol="{self.protocol.value}" needs paillier="paillier.toml", the file with '
+                'key and deciders, and adversary="active": who must not see an update signs and '
+                "proves, whatever the server is assumed to be"
+            )
+        if self.degree is not None or self.train_in is TrainChoice.FIRST:
+            raise ConfigurationError(
+                "under Paillier there are no neighbours, and clients train just before they "
+                'encrypt: leave out degree and train_in="first"'
+            )
+        roster = self.known_roster
+        assert roster is not None  # noqa: S101  # needed against an active server, see above
+        if isinstance(self.paillier, str | Path):
+            path = Path(self.paillier)
+            found = PaillierSetup.load(path, roster)
+            found.refuse_secrets_beside(path)
+            object.__setattr__(self, "paillier", found)
+        threshold = self.protocol is SumProtocol.PAILLIER_THRESHOLD
+        setup = self.setup
+        assert setup is not None  # noqa: S101  # read above
+        if setup.threshold is not threshold:
+            raise ConfigurationError(
+                f'protocol="{self.protocol.value}" and the setup of '
+                f"{'holders of shares' if setup.threshold else 'one key holder'} do not fit"
+            )
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any], **changes: Any) -> Self:
@@ -272,6 +315,12 @@ class SecAggConfig:
         assert not isinstance(self.roster, str | Path)  # noqa: S101  # __post_init__ read it
         return self.roster
 
+    @property
+    def setup(self) -> PaillierSetup | None:
+        """Key and deciders, read."""
+        assert not isinstance(self.paillier, str | Path)  # noqa: S101  # __post_init__ read it
+        return self.paillier
+
     def metric_ranges(self) -> tuple[MetricRange, ...]:
         """The declared metrics, by name."""
         try:
@@ -289,8 +338,8 @@ class SecAggConfig:
     def _dropped(self, n: int) -> int:
         return ceil_rate("1/10", n) if self.max_dropped is None else self.max_dropped
 
-    def params(self, *, sampled: int, cohort: int) -> SecAggParams:
-        """Graph and thresholds of one session.
+    def params(self, *, sampled: int, cohort: int) -> SecAggParams | PaillierNumbers:
+        """Graph and thresholds of one session, or what stands for them.
 
         Args:
             sampled: nodes that the strategy chose.
@@ -307,6 +356,8 @@ class SecAggConfig:
             corrupt=corrupt,
             dropped=max(0, min(self._dropped(sampled), cohort - n_min)),
         )
+        if self.setup is not None:
+            return PaillierNumbers(setup=self.setup, n=cohort, n_min=n_min, threat=threat)
         sparse = self.protocol is SumProtocol.SECAGG_PLUS
         chosen = strongest(cohort, threat, sparse=sparse, degree=self.degree)
         # A floor above n - D is the caller's wish; one below it would promise less than D does.
@@ -321,6 +372,8 @@ class SecAggConfig:
 
     def phase_of_training(self, packed_words: int) -> TrainIn:
         """When to train, for a vector of this many bytes in a node's state."""
+        if self.protocol.encrypts:
+            return TrainIn.MASKED  # nothing has to be repaired when somebody is lost
         if self.train_in is TrainChoice.AUTO:
             return TrainIn.FIRST if packed_words <= 8 << 20 else TrainIn.MASKED
         return TrainIn(self.train_in.value)

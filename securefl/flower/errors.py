@@ -29,6 +29,7 @@ class Code(StrEnum):
     PRIVACY = "E106"
     IDENTITY = "E107"
     METRICS = "E108"
+    KEY = "E109"
     STATE_LOST = "E201"
     WRONG_PHASE = "E202"
     ANSWERED = "E203"
@@ -57,6 +58,7 @@ _MEANING = {
     Code.PRIVACY: "privacy floor or budget",
     Code.IDENTITY: "identity, roster or node file",
     Code.METRICS: "metrics or weight",
+    Code.KEY: "another key or other deciders than the node's",
     Code.STATE_LOST: "state of the session lost",
     Code.WRONG_PHASE: "wrong phase",
     Code.ANSWERED: "answered before",

@@ -63,10 +63,17 @@ from securefl.flower.records import (
     with_dtypes,
 )
 from securefl.flower.strategies import check_strategy
+from securefl.flower.sums import (
+    PaillierNumbers,
+    SumServer,
+    decider_nodes,
+    opens,
+    server_of,
+    trains_in,
+)
 from securefl.modular import ring_dtype
 from securefl.protocols.machine import Outbound
 from securefl.protocols.secagg.params import SecAggParams
-from securefl.protocols.secagg.server import SecAggServer
 from securefl.protocols.secagg.transitions import Phase
 from securefl.round import AggregateSum, ClientId, Cohort, RoundConfig, RoundId
 
@@ -190,6 +197,8 @@ class SecureGrid(Grid):
         self._weight_key = weight_key
         self._exchange = Exchange(grid, clock=clock, sleep=sleep, poll=config.timing.poll)
         self._members: dict[int, ClientId] = {}
+        self._asked: dict[int, float] = {}
+        self._met = RoundRecord(round=0, kind="hello")
         self._calls = 0
         self._kept: Mapping[str, Any] = {}
         self._budget: Budget | None = None
@@ -258,12 +267,38 @@ class SecureGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that are there and free: one that still owes an answer would miss the round."""
         busy = self._exchange.busy()
-        return [node for node in self._grid.get_node_ids() if node not in busy]
+        free = [node for node in self._grid.get_node_ids() if node not in busy]
+        return self._with_data(free)
 
     def get_nodes(self) -> Iterable[Any]:
         """As :meth:`get_node_ids`."""
         busy = self._exchange.busy()
-        return [node for node in self._grid.get_nodes() if node.node_id not in busy]
+        free = {node.node_id: node for node in self._grid.get_nodes() if node.node_id not in busy}
+        return [free[node] for node in self._with_data(list(free))]
+
+    def _with_data(self, nodes: list[int]) -> list[int]:
+        """Those that a strategy may choose: not the ones that decide what is opened.
+
+        Who is who must be known before the strategy chooses, so strangers are asked here.
+        """
+        setup = self._config.setup
+        if setup is None:
+            return nodes
+        self._meet(nodes, None)
+        members = self._members
+        return [node for node in nodes if node in members and members[node] not in setup.deciders]
+
+    def _meet(self, nodes: Iterable[int], until: float | None) -> None:
+        """Asks strangers who they are; who does not say is asked again after a while."""
+        now = self._exchange.clock()
+        strangers = [
+            node
+            for node in nodes
+            if node not in self._members and self._asked.get(node, now) <= now
+        ]
+        if strangers:
+            self._asked |= dict.fromkeys(strangers, now + self._config.timing.deadline)
+            self._ask_names(strangers, self._met, until)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Flower's own, for queries only.
@@ -382,6 +417,7 @@ class SecureGrid(Grid):
             raise _with_complaints(
                 BelowThreshold(needed=least, had=len(members), phase="hello"), record
             )
+        deciders = self._deciders(record, until)
         params = self._config.params(sampled=len(request.nodes), cohort=len(members))
         plan = self._plan(request, params)
         config = self._round_config(request, plan, params, members)
@@ -395,6 +431,8 @@ class SecureGrid(Grid):
             plan=plan,
             config=config,
             members=members,
+            numbers=params,
+            deciders=deciders,
             until=until,
             budget=self._budget,
         )
@@ -406,7 +444,7 @@ class SecureGrid(Grid):
         self,
         request: _Request,
         plan: Plan,
-        params: SecAggParams,
+        params: SecAggParams | PaillierNumbers,
         members: Mapping[int, ClientId],
     ) -> RoundConfig:
         return params.config(
@@ -418,7 +456,7 @@ class SecureGrid(Grid):
             server_nonce=os.urandom(32),
         )
 
-    def _plan(self, request: _Request, params: SecAggParams) -> Plan:
+    def _plan(self, request: _Request, params: SecAggParams | PaillierNumbers) -> Plan:
         config, clients = self._config, params.n
         counted = config.weighting is Weighting.NUM_EXAMPLES
         max_weight = (config.max_weight or 1) if counted else 1
@@ -497,12 +535,42 @@ class SecureGrid(Grid):
         if strangers:
             self._ask_names(strangers, record, until)
         known = {node: self._members[node] for node in nodes if node in self._members}
+        setup = self._config.setup
+        if setup is not None:
+            known = {node: u for node, u in known.items() if u not in setup.deciders}
         claimed = Counter(known.values())
         for client, count in claimed.items():
             if count > 1:
                 logger.warning("%s nodes claim to be client %s: all of them are out", count, client)
                 record.refusals[Code.IDENTITY] += count
         return {node: client for node, client in known.items() if claimed[client] == 1}
+
+    def _deciders(self, record: RoundRecord, until: float | None) -> dict[int, ClientId]:
+        """Node ids of those who open, with their ids in the session; none without a key.
+
+        Raises:
+            BelowThreshold: if too few are there; nobody has trained for nothing then.
+        """
+        setup = self._config.setup
+        if setup is None:
+            return {}
+        connected = list(self._grid.get_node_ids())
+        self._meet(connected, until)
+        record.refusals += self._met.refusals
+        record.failures += self._met.failures
+        self._met = RoundRecord(round=0, kind="hello")
+        found = decider_nodes(connected, self._members, setup.deciders)
+        for needed, among, what in setup.needs():
+            had = len(set(found.values()) & set(among))
+            if had < needed:
+                error = BelowThreshold(
+                    f"{had} of {len(among)} {what} are connected, {needed} are needed",
+                    needed=needed,
+                    had=had,
+                    phase="hello",
+                )
+                raise _with_complaints(error, record)
+        return found
 
     def _ask_names(self, nodes: list[int], record: RoundRecord, until: float | None) -> None:
         roster = self._config.known_roster
@@ -549,6 +617,8 @@ class _Session:
     plan: Plan
     config: RoundConfig
     members: Mapping[int, ClientId]
+    numbers: SecAggParams | PaillierNumbers
+    deciders: Mapping[int, ClientId]
     until: float | None
     budget: Budget | None
     answered: int = 0
@@ -596,10 +666,9 @@ class _Session:
         self.settled = True
 
     def _phases(self) -> AggregateSum:
-        roster = self.grid_config.known_roster
-        server = SecAggServer(self.config, directory=None if roster is None else roster.directory())
-        node_of = {client: node for node, client in self.members.items()}
-        letters = self._first_letters()
+        server = server_of(self.numbers, self.config, self.grid_config.known_roster)
+        node_of = {client: node for node, client in {**self.members, **self.deciders}.items()}
+        letters = self._first_letters(str(server.phase))
         while True:
             phase = str(server.phase)
             self._exchange_phase(server, phase, letters)
@@ -612,19 +681,19 @@ class _Session:
             if server.survivors.U3 is not None:
                 self._settle(len(server.survivors.U3))
             letters = [
-                Letter(node=node_of[item.recipient], content=self._later(server, item.frame))
+                Letter(node=node_of[item.recipient], content=self._later(server, item))
                 for item in out
-                if isinstance(item, Outbound)
+                if isinstance(item, Outbound) and item.recipient in node_of
             ]
 
-    def _first_letters(self) -> list[Letter]:
+    def _first_letters(self, phase: str) -> list[Letter]:
         config, plan = self.config.encode(), self.plan.canonical()
         model = model_digest(self.request.arrays)
         return [
             Letter(
                 node=node,
                 content=Envelope(
-                    phase=str(Phase.ADVERTISE_KEYS),
+                    phase=phase,
                     attempt=self.config.digest(),
                     client=client,
                     config=config,
@@ -636,27 +705,34 @@ class _Session:
             for node, client in sorted(self.members.items(), key=lambda one: one[1])
         ]
 
-    def _later(self, server: SecAggServer, frame: bytes) -> RecordDict:
-        trains = self._trains_in(str(server.phase))
+    def _later(self, server: SumServer, item: Outbound) -> RecordDict:
+        phase = str(server.phase)
+        if item.recipient in self.deciders.values():  # who has not heard of the session
+            return Envelope(
+                phase=phase,
+                attempt=self.config.digest(),
+                client=item.recipient,
+                config=self.config.encode(),
+                plan=self.plan.canonical(),
+                model=model_digest(self.request.arrays),
+                frame=item.frame,
+            ).content()
+        trains = trains_in(phase, self.plan.train_in)
         return Envelope(
-            phase=str(server.phase),
+            phase=phase,
             attempt=self.config.digest(),
-            frame=frame,
+            frame=item.frame,
             arrays=self.request.arrays if trains else None,
         ).content()
 
-    def _trains_in(self, phase: str) -> bool:
-        when = Phase.ADVERTISE_KEYS
-        if self.plan.train_in is TrainIn.MASKED:
-            when = Phase.MASKED_INPUT_COLLECTION
-        return phase == str(when)
-
-    def _exchange_phase(self, server: SecAggServer, phase: str, letters: list[Letter]) -> None:
+    def _exchange_phase(self, server: SumServer, phase: str, letters: list[Letter]) -> None:
         timing = self.grid_config.timing
         begin = self.exchange.clock()
         self.answered = 0
         self.asked_for_inputs |= phase == str(Phase.MASKED_INPUT_COLLECTION)
-        own = timing.train_deadline if self._trains_in(phase) else timing.deadline
+        # Opening under Paillier takes seconds to minutes per decider, as training does.
+        computes = trains_in(phase, self.plan.train_in) or (self.deciders and opens(phase))
+        own = timing.train_deadline if computes else timing.deadline
         self.exchange.run(
             letters,
             message_type=SESSION_TYPE,
@@ -668,10 +744,10 @@ class _Session:
         )
         self.record.seconds[phase] = self.exchange.clock() - begin
 
-    def _take(self, server: SecAggServer, node: int, reply: Message) -> None:
+    def _take(self, server: SumServer, node: int, reply: Message) -> None:
         if _is_error(reply, self.record):
             return
-        client = self.members[node]
+        client = self.members[node] if node in self.members else self.deciders[node]
         try:
             events = server.receive(frame_of(reply.content), client)
         except (PeerProtocolError, WireError, ConfigurationError) as error:
@@ -681,8 +757,8 @@ class _Session:
             logger.info("%s", printable(event))
         self.answered += 1
 
-    def _progress(self, server: SecAggServer, phase: str) -> Progress:
-        if server.ready or (phase == str(Phase.UNMASKING) and server.sufficient):
+    def _progress(self, server: SumServer, phase: str) -> Progress:
+        if server.ready or (opens(phase) and server.sufficient):
             return Progress.COMPLETE
         quorum = self.grid_config.quorum
         enough = max(self.config.n_min, self.config.n - self.config.D if quorum is None else quorum)

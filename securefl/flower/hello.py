@@ -21,7 +21,7 @@ from securefl.primitives.identities import Roster
 from securefl.primitives.signing import BadSignature
 from securefl.round import ClientId, Protocol, Usage, dst
 
-__all__ = ["NONCE_BYTES", "hello_content", "hello_reply", "verified_hello"]
+__all__ = ["NONCE_BYTES", "hello_answer", "hello_content", "hello_reply", "verified_hello"]
 
 NONCE_BYTES = 32
 _NONCE = "securefl.nonce"
@@ -50,13 +50,25 @@ def hello_reply(content: RecordDict, node: Node, *, run_id: int, node_id: int) -
     nonce = record.get("nonce") if isinstance(record, ConfigRecord) else None
     if len(content) != 1 or not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
         raise Refusal(Code.MALFORMED, f"a hello asks with a nonce of {NONCE_BYTES} bytes")
+    if node.courier is not None:
+        names = (run_id.to_bytes(8, "little"), node_id.to_bytes(8, "little"))
+        return reply_content(node.courier.ask(b"hello", nonce, *names))
+    return reply_content(hello_answer(node, nonce, run_id=run_id, node_id=node_id))
+
+
+def hello_answer(node: Node, nonce: bytes, *, run_id: int, node_id: int) -> bytes:
+    """A node's answer as bytes.
+
+    Raises:
+        Refusal: IDENTITY for a node without identity or roster.
+    """
     if node.identity is None or node.roster is None:
         raise Refusal(Code.IDENTITY, "a hello needs identity and roster in the node file")
     member = node.roster.member_of(node.identity.public)
     if member is None:
         raise Refusal(Code.IDENTITY, "the roster does not list this node's identity")
     signature = node.identity.sign(_statement(run_id, node_id, nonce))
-    return reply_content(_ANSWER.pack(member.client, node.roster.digest(), signature))
+    return _ANSWER.pack(member.client, node.roster.digest(), signature)
 
 
 def verified_hello(

@@ -11,11 +11,11 @@ import logging
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,9 +32,21 @@ from securefl.round import Adversary, ClientId, Protocol, RoundConfig, Usage, ce
 
 if TYPE_CHECKING:
     from accounting import Event
+    from securefl.flower.holder import Courier
+    from securefl.flower.paillier_node import PaillierPart
     from securefl.flower.privacy import Budget
+    from securefl.protocols.paillier import DeciderPolicy
 
-__all__ = ["NODE_KEY", "SIMULATION", "Clear", "Floor", "Node", "NodeFile", "SumProtocol"]
+__all__ = [
+    "NODE_KEY",
+    "SIMULATION",
+    "Clear",
+    "Floor",
+    "Node",
+    "NodeFile",
+    "PaillierSection",
+    "SumProtocol",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +64,20 @@ class SumProtocol(StrEnum):
 
     SECAGG = "secagg"
     SECAGG_PLUS = "secagg+"
+    PAILLIER = "paillier"
+    PAILLIER_THRESHOLD = "paillier-threshold"
 
     @property
     def wire(self) -> Protocol:
-        """Its number."""
+        """Its number; one for both ways to hold a Paillier key."""
+        if self.encrypts:
+            return Protocol.PAILLIER
         return Protocol.SECAGG if self is SumProtocol.SECAGG else Protocol.SECAGG_PLUS
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether inputs are encrypted under a key that somebody else opens."""
+        return self in (SumProtocol.PAILLIER, SumProtocol.PAILLIER_THRESHOLD)
 
 
 _ADVERSARIES = {"semi-honest": Adversary.SEMI_HONEST, "active": Adversary.ACTIVE}
@@ -81,7 +102,8 @@ class Floor(_Strict):
 
     Attributes:
         adversary: the lowest accepted; "semi-honest" accepts both kinds of session.
-        protocols: the accepted ones.
+        protocols: the accepted ones. Those with a key stand here only if somebody writes them:
+            whoever trusts holders should have decided to.
         min_cohort: fewest inputs in an opened sum; at least 3.
         max_corrupt: how many clients must be assumed to help the server: a number or, as text, a
             rate. 0 assumes that nobody ever does.
@@ -146,6 +168,27 @@ class Clear(_Strict):
     query: tuple[str, ...] = Field(default=(), strict=False)
 
 
+class PaillierSection(_Strict):
+    """Which key and deciders the node trusts, and what it holds itself.
+
+    Attributes:
+        setup: the file with key and deciders (:mod:`securefl.flower.paillier_setup`).
+        secret: the whole key; at the key holder only, and only in a process of its own.
+        share: an opened share; at a share holder only, in a process of its own unless the next key
+            is written.
+        share_in_app: "whoever may submit runs reads this share" lets the SuperNode's app have it.
+        book: what this decider has agreed to; never to be deleted or restored.
+        socket: where the holder's own process listens; then nothing else stands in the node file.
+    """
+
+    setup: str | None = None
+    secret: str | None = None
+    share: str | None = None
+    share_in_app: Literal["whoever may submit runs reads this share"] | None = None
+    book: str | None = None
+    socket: str | None = None
+
+
 class NodeFile(_Strict):
     """``node.toml``; see docs/how-to/flower.md."""
 
@@ -156,6 +199,7 @@ class NodeFile(_Strict):
     ledger: str | None = None
     floor: Floor = Floor()
     clear: Clear = Clear()
+    paillier: PaillierSection | None = None
 
     @model_validator(mode="after")
     def _budget_covers_all(self) -> Self:
@@ -180,6 +224,8 @@ class Node:
         journal: what was answered.
         storage_key: seals the state between two messages; 32 bytes.
         budget: this node's ledger; None where it demands no privacy.
+        paillier: the key it trusts and its part in opening; None where it accepts no such session.
+        courier: the way to the holder's own process; None where this process answers itself.
     """
 
     floor: Floor
@@ -189,6 +235,8 @@ class Node:
     journal: Journal
     storage_key: bytes
     budget: Budget | None = None
+    paillier: PaillierPart | None = None
+    courier: Courier | None = None
 
     def __repr__(self) -> str:
         return f"Node(floor={self.floor!r}, clear={self.clear!r}, <secrets>)"
@@ -211,7 +259,10 @@ class Node:
                 return cls._simulated(node_id)
             if not isinstance(path, str):
                 raise ConfigurationError(f"{NODE_KEY} in --node-config must be a path")
-            return cls.load(Path(path))
+            node = cls.load(Path(path))
+            if node.paillier is not None:
+                node.paillier.refuse_in_app()
+            return node
         except ConfigurationError as error:
             raise Refusal(Code.IDENTITY, str(error)) from None
 
@@ -235,6 +286,8 @@ class Node:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file as a whole"
             raise ConfigurationError(f"{path}, {where}: {first['msg']}") from None
+        if file.paillier is not None and file.paillier.socket is not None:
+            return cls._of_courier(file, path)
         missing = [n for n in ("identity", "roster", "journal") if getattr(file, n) is None]
         if file.floor.adversary == "active" and missing:
             raise ConfigurationError(
@@ -280,7 +333,7 @@ class Node:
                 epsilon=file.floor.privacy.epsilon,
                 delta=file.floor.privacy.delta,
             )
-        return cls(
+        node = cls(
             floor=file.floor,
             clear=file.clear,
             identity=identity,
@@ -288,6 +341,45 @@ class Node:
             journal=journal,
             storage_key=storage_key,
             budget=budget,
+        )
+        accepted = [protocol for protocol in file.floor.protocols if protocol.encrypts]
+        if file.paillier is None and not accepted:
+            return node
+        # Keys and big integers are for nodes that use them.
+        from securefl.flower.paillier_node import PaillierPart  # noqa: PLC0415
+
+        part = PaillierPart.load(file.paillier, folder, roster=roster, identity=identity)
+        kind = SumProtocol.PAILLIER_THRESHOLD if part.setup.threshold else SumProtocol.PAILLIER
+        if kind not in accepted:
+            raise ConfigurationError(
+                f"the setup is for protocol {kind.value!r}, the floor accepts "
+                f"{[protocol.value for protocol in file.floor.protocols]}: write it there, or "
+                "leave [paillier] out"
+            )
+        return replace(node, paillier=part)
+
+    @classmethod
+    def _of_courier(cls, file: NodeFile, path: Path) -> Self:
+        """A node that carries messages to its holder's process and knows nothing else."""
+        from securefl.flower.holder import Courier  # noqa: PLC0415  # where it is needed only
+
+        given = sorted(file.model_fields_set - {"schema_", "paillier"})
+        assert file.paillier is not None  # noqa: S101  # the caller looked
+        given += sorted(file.paillier.model_fields_set - {"socket"})
+        if given:
+            raise ConfigurationError(
+                f"{path} names a holder's socket and {given}: identity, keys, floor and files of a "
+                "holder belong into the file of its own process, out of the app's reach"
+            )
+        assert file.paillier.socket is not None  # noqa: S101  # the caller looked
+        return cls(
+            floor=file.floor,
+            clear=file.clear,
+            identity=None,
+            roster=None,
+            journal=MemoryJournal(),
+            storage_key=os.urandom(32),
+            courier=Courier(path.parent / file.paillier.socket),
         )
 
     @classmethod
@@ -334,6 +426,41 @@ class Node:
             Refusal: with the code of the first floor that is not met.
         """
         floor = self.floor
+        self._check_floor(config, plan)
+        if plan.weighted:
+            _check_weights(plan, floor)
+        policy = floor.client_policy(config.n)
+        if config.protocol is Protocol.PAILLIER:
+            # Imported by _paillier, where this node accepts such sessions.
+            from securefl.flower.paillier_node import check_numbers  # noqa: PLC0415
+
+            check_numbers(config, plan, self, policy)
+        else:
+            _refuse(Code.THRESHOLD, lambda: check_policy(config, policy))
+        _refuse(Code.COHORT, lambda: check_membership(u, config, config.context_digest))
+        if config.adversary is Adversary.ACTIVE:
+            _refuse(
+                Code.IDENTITY, lambda: check_identities(u, config, self.identity, self.directory)
+            )
+        return policy
+
+    def check_opening(self, config: RoundConfig, plan: Plan) -> DeciderPolicy:
+        """Whether a decider's floor is met by a configuration; what its machine is to demand.
+
+        Raises:
+            Refusal: with the code of the first floor that is not met.
+        """
+        from securefl.protocols.paillier import DeciderPolicy  # noqa: PLC0415  # deciders only
+
+        self._check_floor(config, plan)
+        corrupt = self.floor.least_corrupt(config.n)
+        return DeciderPolicy(
+            min_clients=max(self.floor.min_cohort, corrupt + 2), max_colluding_clients=corrupt
+        )
+
+    def _check_floor(self, config: RoundConfig, plan: Plan) -> None:
+        """What nodes with data and deciders demand alike."""
+        floor = self.floor
         if config.protocol not in {protocol.wire for protocol in floor.protocols}:
             raise Refusal(
                 Code.ADVERSARY,
@@ -355,23 +482,13 @@ class Node:
                 f"the node hides among at least {floor.min_cohort} inputs, the configuration "
                 f"allows {config.n_min}",
             )
-        if plan.weighted:
-            _check_weights(plan, floor)
         self._check_privacy(config, plan)
-        policy = floor.client_policy(config.n)
         if floor.least_corrupt(config.n) > config.A:
             raise Refusal(
                 Code.THRESHOLD,
                 f"the node assumes at least {floor.least_corrupt(config.n)} corrupt clients among "
                 f"{config.n}, the configuration {config.A}",
             )
-        _refuse(Code.THRESHOLD, lambda: check_policy(config, policy))
-        _refuse(Code.COHORT, lambda: check_membership(u, config, config.context_digest))
-        if config.adversary is Adversary.ACTIVE:
-            _refuse(
-                Code.IDENTITY, lambda: check_identities(u, config, self.identity, self.directory)
-            )
-        return policy
 
     def _check_privacy(self, config: RoundConfig, plan: Plan) -> None:
         """Noise, clip norm and what they rest on."""
@@ -458,8 +575,15 @@ class Node:
         """Everybody's keys."""
         return None if self.roster is None else self.roster.directory()
 
+    @property
+    def decides(self) -> bool:
+        """Whether this node opens or vouches, and has no data."""
+        return self.courier is not None or (self.paillier is not None and self.paillier.decides)
+
     def allows_clear(self, kind: str, action: str) -> bool:
         """Whether the app's own function may answer unprotected."""
+        if self.decides:
+            return False
         if kind == Kind.EVALUATE:
             return self.clear.evaluate
         return kind == "query" and action in self.clear.query

@@ -29,15 +29,9 @@ from securefl.errors import (
     SnapshotError,
     WireError,
 )
+from securefl.flower.agreement import Agreement, agreed, check_run_config, opening
 from securefl.flower.errors import Code, Refusal
-from securefl.flower.plan import (
-    Kind,
-    Plan,
-    TrainIn,
-    config_of,
-    run_config_digest,
-    session_context,
-)
+from securefl.flower.plan import Kind, Plan, TrainIn, config_of
 from securefl.flower.policy import Node
 from securefl.flower.records import (
     ArrayLayout,
@@ -54,7 +48,7 @@ from securefl.protocols.policy import ClientPolicy
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.transitions import Phase
 from securefl.protocols.snapshot import SECRETS, read_header
-from securefl.round import Adversary, ClientId, RoundConfig
+from securefl.round import Adversary, ClientId, Protocol, RoundConfig
 from securefl.wire import decode_frame
 
 __all__ = ["AppFunction", "answer"]
@@ -65,6 +59,9 @@ AppFunction = Callable[[Kind, RecordDict], RecordDict]
 """Runs the app's own function on its usual content; the content of its reply."""
 
 _FIRST: Final = str(Phase.ADVERTISE_KEYS)
+_CHECK_IN: Final = "check_in"
+"""Under Paillier; its modules are loaded by nodes that accept it only."""
+
 _MASKED: Final = str(Phase.MASKED_INPUT_COLLECTION)
 
 
@@ -81,9 +78,13 @@ def answer(content: RecordDict, context: Context, node: Node, run_app: AppFuncti
         Refusal: with the code that the server is told. A refusal inside a running session ends it.
     """
     envelope = read_envelope(content)
+    if node.decides:
+        from securefl.flower.deciding import answer_envelope  # noqa: PLC0415  # deciders only
+
+        return reply_content(answer_envelope(envelope, node))
     if node.journal.answered(envelope.attempt, envelope.phase):
         raise Refusal(Code.ANSWERED, f"phase {envelope.phase} was answered before")
-    if envelope.phase == _FIRST:
+    if envelope.phase in (_FIRST, _CHECK_IN):
         frame, after = _open(envelope, node, run_app, context.run_config)
     else:
         before = _stored(envelope, context)
@@ -124,23 +125,21 @@ def _open(
     envelope: Envelope, node: Node, run_app: AppFunction, run_config: Mapping[str, object]
 ) -> tuple[bytes, SessionState]:
     """Checks everything that was agreed, trains if it is time, and advertises fresh keys."""
-    given = (envelope.client, envelope.config, envelope.plan, envelope.model)
-    client, raw_config, raw_plan, model = given
-    if client is None or raw_config is None or raw_plan is None or model is None:
-        raise Refusal(Code.MALFORMED, "the first message of a session lacks a part")
     if envelope.frame is not None:
         raise Refusal(Code.MALFORMED, "the first message of a session has no frame")
-    config, plan = _agreed(raw_config, raw_plan, run_config)
-    if config.digest() != envelope.attempt:
-        raise Refusal(Code.MALFORMED, "the configuration is not the one that names the session")
-    if session_context(raw_plan, model) != config.context_digest:
-        raise Refusal(Code.MALFORMED, "plan and model are not what the configuration says")
-    u = node.own_id(config, client)
+    agreement = opening(envelope)
+    config, plan = agreement.config, agreement.plan
+    check_run_config(plan, run_config)
+    if (config.protocol is Protocol.PAILLIER) is not (envelope.phase == _CHECK_IN):
+        raise Refusal(Code.MALFORMED, f"a {config.protocol.name} session opens in another phase")
+    u = node.own_id(config, agreement.offered)
     policy = node.check(config, plan, u)
+    if envelope.phase == _CHECK_IN:
+        return _check_in(envelope, agreement, u, node)
     machine = _machine(config, u, policy, node)
     node.check_budget(config, plan)
     if plan.train_in is TrainIn.FIRST:
-        machine.set_input(_input(plan, envelope, model, run_app))
+        machine.set_input(_input(plan, envelope, agreement.model, run_app))
     elif envelope.arrays is not None:
         raise Refusal(Code.MALFORMED, "the model came before its phase")
     frame = _only_frame(machine.start())
@@ -148,36 +147,31 @@ def _open(
         attempt=envelope.attempt,
         phase=str(machine.phase),
         client=u,
-        config=raw_config,
-        plan=raw_plan,
-        model=model,
+        config=agreement.raw_config,
+        plan=agreement.raw_plan,
+        model=agreement.model,
         machine=machine.snapshot(node.storage_key, SECRETS),
     )
 
 
-def _agreed(
-    raw_config: bytes, raw_plan: bytes, run_config: Mapping[str, object]
-) -> tuple[RoundConfig, Plan]:
-    """What the server proposed, as far as it fits together and this node was told the same."""
-    try:
-        config, plan = RoundConfig.decode(raw_config), Plan.parse(raw_plan)
-        own = run_config_digest(run_config)
-    except (WireError, ConfigurationError) as error:
-        raise Refusal(Code.MALFORMED, str(error)) from None
-    if own != plan.run_config:
-        raise Refusal(
-            Code.MALFORMED,
-            f"this node's run_config has the digest {own[:16]}, the plan names "
-            f"{plan.run_config[:16]}: the app would run under another one here than elsewhere; the "
-            "ServerApp gives its own with SecAggConfig(run_config=context.run_config)",
-        )
-    if (config.m, config.modulus) != (plan.length, plan.modulus) or config.n > plan.clients:
-        raise Refusal(
-            Code.MALFORMED,
-            f"the configuration sums {config.m} entries mod {config.modulus} of {config.n} "
-            f"clients, the plan {plan.length} mod {plan.modulus} of at most {plan.clients}",
-        )
-    return config, plan
+def _check_in(
+    envelope: Envelope, agreement: Agreement, u: ClientId, node: Node
+) -> tuple[bytes, SessionState]:
+    """Opens a session in which this node will encrypt; there is no secret to keep until then."""
+    from securefl.flower import paillier_node  # noqa: PLC0415  # big integers load late
+
+    config, plan = agreement.config, agreement.plan
+    node.check_budget(config, plan)
+    if plan.train_in is not TrainIn.MASKED or envelope.arrays is not None:
+        raise Refusal(Code.MALFORMED, "under Paillier clients train just before they encrypt")
+    return paillier_node.check_in(config, plan, u, node), SessionState(
+        attempt=envelope.attempt,
+        phase=paillier_node.INPUT_PHASE,
+        client=u,
+        config=agreement.raw_config,
+        plan=agreement.raw_plan,
+        model=agreement.model,
+    )
 
 
 def _machine(config: RoundConfig, u: ClientId, policy: ClientPolicy, node: Node) -> SecAggClient:
@@ -206,8 +200,11 @@ def _continue(
 ) -> tuple[bytes, SessionState]:
     """One step of the machine."""
     config = stored.round_config()
-    _, plan = _agreed(stored.config, stored.plan, run_config)
+    _, plan = agreed(stored.config, stored.plan)
+    check_run_config(plan, run_config)
     u = node.own_id(config, stored.client)
+    if config.protocol is Protocol.PAILLIER:
+        return _submit(envelope, stored, config, plan, node, run_app)
     machine = _machine(config, u, node.check(config, plan, u), node)
     try:
         machine.restore(
@@ -241,6 +238,39 @@ def _continue(
         machine=machine.snapshot(node.storage_key, SECRETS),
         survivors=survivors,
     )
+
+
+def _submit(
+    envelope: Envelope,
+    stored: SessionState,
+    config: RoundConfig,
+    plan: Plan,
+    node: Node,
+    run_app: AppFunction,
+) -> tuple[bytes, SessionState]:
+    """Trains, encrypts, and forgets: the only step of a Paillier session after its first."""
+    from securefl.flower import paillier_node  # noqa: PLC0415  # big integers load late
+
+    u = node.own_id(config, stored.client)
+    node.check(config, plan, u)
+    frame = envelope.frame
+    if frame is None or envelope.config is not None:
+        raise Refusal(Code.MALFORMED, "a message inside a session has a frame and no configuration")
+    found = _only_frame(
+        _guarded(
+            lambda: paillier_node.submit(
+                config,
+                plan,
+                u,
+                node,
+                frame=frame,
+                vector=lambda: _input(plan, envelope, stored.model, run_app),
+            )
+        )
+    )
+    # Nobody tells this node who was in the sum: it stays charged for the fewest that may be.
+    node.reserve(config, plan, stored.attempt)
+    return found, SessionState.tombstone(stored.attempt)
 
 
 def _survivors(phase: str, config: RoundConfig, frame: bytes) -> int:

@@ -7,6 +7,7 @@ import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,8 @@ pytest.importorskip("flwr", reason="the extra 'flower' is not installed")
 
 from securefl.flower.config import DistributedDP, SecAggConfig, Timing
 from securefl.flower.errors import Code
-from securefl.flower.policy import NodeFile
+from securefl.flower.paillier_setup import SETUP_SCHEMA, SetupFile
+from securefl.flower.policy import NodeFile, PaillierSection
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "flower.md").read_text()
@@ -58,6 +60,22 @@ def test_the_node_file_on_the_page_is_one() -> None:
     assert shown is not None
     file = NodeFile(**tomllib.loads(shown.group(1)))
     assert file.floor.privacy is not None
+
+
+def test_the_files_of_a_session_with_a_key_on_the_page_are_some() -> None:
+    blocks = [tomllib.loads(one) for one in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)]
+    setups = [one for one in blocks if one.get("schema") == SETUP_SCHEMA]
+    assert [SetupFile(**one).corrupt_holders for one in setups] == [1]
+    with_key = [one for one in blocks if "paillier" in one]
+    for block in with_key:
+        NodeFile(**({"schema": "securefl-node/1"} | block))
+    assert [sorted(one["paillier"]) for one in with_key] == [
+        ["setup"],
+        ["book", "setup", "share"],
+        ["socket"],
+    ]
+    (written,) = get_args(PaillierSection.model_fields["share_in_app"].annotation)[0].__args__
+    assert f'share_in_app = "{written}"' in PAGE
 
 
 def test_every_code_and_every_key_stands_in_a_table() -> None:
