@@ -243,8 +243,8 @@ def write_gallery(ran: Sequence[Ran], out: Path, seconds: float) -> Path:
 
 def write_files(ran: Sequence[Ran], out: Path, seconds: float) -> Path:
     """The gallery, the page of results and the summary; the path of the gallery."""
-    records = [(o.record, o.seconds) for o in ran if o.record is not None]
-    (out / "results.md").write_text(results_page(records, seconds), encoding="utf-8")
+    records = [one.record for one in ran if one.record is not None]
+    (out / "results.md").write_text(results_page(records), encoding="utf-8")
     summary = {o.name: {"code": o.code, "seconds": round(o.seconds, 2)} for o in ran}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return write_gallery(ran, out, seconds)

@@ -227,7 +227,7 @@ def run(settings: Run) -> Outcome:
             plots.under_cap(
                 ax,
                 list(by_size),
-                {"ridge regression, a dot per seed": list(by_size.values())},
+                {"regression, by seed": list(by_size.values())},
                 cap=[metrics.auc_cap(metrics.mu_of(z))] * len(by_size),
                 baseline=0.5,
                 xlabel="clients in the sum",

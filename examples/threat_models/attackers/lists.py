@@ -232,7 +232,7 @@ def smallest_signed(case: Case, *, n: int, t: int, layout: Layout) -> float:
     Colluders among the names would be taken off.
     """
     for size in range(t - 1, n + 1):
-        plan = Plan(n=n, t=t, n_min=2, layout=layout, active=True, checked=False)
+        plan = Plan(n=n, t=t, n_min=3, layout=layout, active=True, checked=False)
         stage = Stage.of(plan, case=case).play("consistency_check")
         if _opened_by_all(stage, case, stage.ids[:size], stage.ids[:size]) == 1.0:
             return float(size)

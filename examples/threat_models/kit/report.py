@@ -15,8 +15,8 @@ Record = Mapping[str, Any]
 _HEAD = """# Figures of one run
 
 Written by `python examples/threat_models/run_all.py` into `out/results.md`: all figures of one
-run. Seeds {seeds}; {count} programs, {judged} judged figures, {failed} of them failed;
-{seconds:.0f} s in all, programs side by side. Versions: {versions}.
+run. Seeds {seeds}; {count} programs, {judged} judged figures, {failed} of them failed.
+Versions: {versions}.
 
 *Required* is what makes a program exit with 1 if it does not hold, for every seed unless it says
 median. *Shown* figures are not judged: weaker second attacks, and what moves with the machine. A
@@ -26,49 +26,47 @@ median. *Shown* figures are not judged: weaker second attacks, and what moves wi
 """
 
 
-def results_page(records: Sequence[tuple[Record, float]], seconds: float) -> str:
+def results_page(records: Sequence[Record]) -> str:
     """Markdown of all programs.
 
     Args:
-        records: ``result.json`` and the seconds of each program, in the order of the page.
-        seconds: of the whole run.
+        records: ``result.json`` of each program, in the order of the page.
     """
-    rows = [result for record, _ in records for result in record["results"]]
+    rows = [result for record in records for result in record["results"]]
     versions: dict[str, str] = {}
     for result in rows:
         versions |= result["versions"]
     head = _HEAD.format(
-        seeds=", ".join(map(str, records[0][0]["seeds"])) if records else "-",
+        seeds=", ".join(map(str, records[0]["seeds"])) if records else "-",
         count=len(records),
         judged=sum(map(_is_judged, rows)),
         failed=sum(not result["passed"] for result in rows),
-        seconds=seconds,
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         overview=_overview(records),
     )
-    return "\n".join([head, *(_section(record, spent) for record, spent in records)])
+    return "\n".join([head, *map(_section, records)])
 
 
 def _is_judged(result: Record) -> bool:
     return result["expected"] is not None or result["cap"] is not None
 
 
-def _overview(records: Sequence[tuple[Record, float]]) -> str:
-    lines = ["| program | judged figures | as required | s |", "|---|---|---|---|"]
-    for record, spent in records:
+def _overview(records: Sequence[Record]) -> str:
+    lines = ["| program | judged figures | as required |", "|---|---|---|"]
+    for record in records:
         judged = [result for result in record["results"] if _is_judged(result)]
         held = sum(result["passed"] for result in judged)
         name = record["threat"]
-        lines.append(f"| [{name}](#{name}) | {len(judged)} | {held} | {spent:.0f} |")
+        lines.append(f"| [{name}](#{name}) | {len(judged)} | {held} |")
     return "\n".join(lines)
 
 
-def _section(record: Record, spent: float) -> str:
+def _section(record: Record) -> str:
     name = record["threat"]
     lines = [
         f"## {name}",
         "",
-        f"{record['title']}. {spent:.0f} s.",
+        f"{record['title']}.",
         "",
         "| setting | attack | figure | required | measured, by seed | baseline | cap | |",
         "|---|---|---|---|---|---|---|---|",
