@@ -29,13 +29,14 @@ LEAST_MESSAGES = {"plain": 1, "semi-honest": 4, "active": 5}
 
 
 def cluster_module() -> Any:
-    """The tests' harness."""
-    path = HERE.parent / "tests" / "flower" / "cluster.py"
-    spec = util.spec_from_file_location("flower_cluster", path)
-    assert spec is not None and spec.loader is not None
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    """The tests' harness, and the recorder that it uses."""
+    for name in ("traffic", "cluster"):
+        path = HERE.parent / "tests" / "flower" / f"{name}.py"
+        spec = util.spec_from_file_location(f"flower_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
     return module
 
 

@@ -99,6 +99,7 @@ class RunConfig(Section):
         self.participation.check(self.partition.clients)
         self.simulation.check(self.partition.clients)
         self._check_without_privacy()
+        self._check_workers()
         clients, dropped = self.cohort_size, self.simulation.dropped_per_round
         threshold = self.threshold
         wanted = self.aggregation
@@ -126,6 +127,14 @@ class RunConfig(Section):
                 f"with {clients} clients and threshold {threshold}: {error}"
             ) from None
         return self
+
+    def _check_workers(self) -> None:
+        scaffold = self.training.algorithm == "scaffold" and Mode.NONE in self.sweep.modes
+        if self.simulation.workers > 1 and scaffold:
+            raise ValueError(
+                f"simulation.workers = {self.simulation.workers}: SCAFFOLD's clients remember "
+                "something from round to round, which worker processes do not keep; use 1"
+            )
 
     def _check_without_privacy(self) -> None:
         """What reads private records without paying for it has no place beside private modes."""
@@ -353,8 +362,11 @@ class RunConfig(Section):
         )
 
     def digest(self) -> str:
-        """SHA-256 (hex) of :meth:`to_json`."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 (hex) of :meth:`to_json` without the number of workers, which changes no run."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        del tree["simulation"]["workers"]
+        text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:

@@ -122,7 +122,11 @@ class ClientMetricsConfig(Section):
 
 
 class SimulationConfig(Section):
-    """``[simulation]``: what goes wrong on purpose."""
+    """``[simulation]``: what goes wrong on purpose, and in how many processes."""
+
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that train and encode; 1 does it in the engine's own. The results are the same
+    bits wherever no secret coin is drawn."""
 
     dropped_per_round: Annotated[int, Field(ge=0)] = 0
     """Clients that vanish in each round, each in a phase drawn at random."""

@@ -29,6 +29,7 @@ __all__ = [
     "SnapshotError",
     "UnexpectedMessage",
     "WireError",
+    "WorkerLost",
 ]
 
 
@@ -173,4 +174,11 @@ class SnapshotError(SecureFLError):
     """A machine's snapshot cannot be used: damaged, of another key, party or session, or too old.
 
     Going on from an old state would answer twice; the party counts as a dropout of that session.
+    """
+
+
+class WorkerLost(SecureFLError):
+    """A worker process of a simulation ended before its work was done; the run cannot go on.
+
+    The round that was cut off stays charged, as after a crash, and the run can be resumed.
     """

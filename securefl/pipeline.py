@@ -23,7 +23,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -49,14 +49,18 @@ __all__ = [
     "Machines",
     "Participant",
     "Peers",
+    "Prepare",
+    "Prepared",
     "RoundOutcome",
     "RoundStatus",
+    "RoundWork",
     "Scheme",
     "SharesNoise",
     "Stopwatch",
     "Transport",
     "TransportReport",
     "context_digest",
+    "encode_update",
     "private_round",
     "round_seed",
 ]
@@ -68,6 +72,44 @@ NoiseSource: TypeAlias = Callable[[ClientId, int], Callable[[int], bytes]]
 
 def _system_randomness(_client: ClientId, _round_index: int) -> Callable[[int], bytes]:
     return SecureRandom().random_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundWork:
+    """Steps 1 to 3 of a round's clients, as they are handed to somebody else to carry out.
+
+    Attributes:
+        round_index: number of the round.
+        vector: float32[d], what every client starts from.
+        clients: who takes part, in the order in which they are likely to be asked.
+        codec: floats to ring elements; None asks for the updates only.
+        round_seed: the round's public seed.
+    """
+
+    round_index: int
+    vector: NDArray[np.float32] = field(repr=False)
+    clients: tuple[ClientId, ...]
+    codec: Codec | None
+    round_seed: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What became of one client's steps 1 to 3.
+
+    Attributes:
+        update: what its training came to.
+        vector: the encoded update; None if no codec was given.
+        seconds: CPU seconds by stage, wherever they were spent.
+    """
+
+    update: ModelUpdate
+    vector: RingVector | None = field(repr=False)
+    seconds: Mapping[str, float]
+
+
+Prepare: TypeAlias = Callable[[RoundWork], AbstractContextManager[Callable[[ClientId], Prepared]]]
+"""Begins a round's work and gives a function that waits for one client's part, once per client."""
 
 
 class RoundStatus(StrEnum):
@@ -260,6 +302,7 @@ def private_round(
     population: PopulationBudget | None = None,
     denominator: float | None = None,
     noise_source: NoiseSource = _system_randomness,
+    prepare: Prepare | None = None,
 ) -> RoundOutcome:
     """Carries out one round: every stage of an update's life, in order.
 
@@ -278,6 +321,8 @@ def private_round(
             with no other.
         denominator: public divisor of the sum in place of the number of survivors.
         noise_source: secret coins of the encoding, fresh for every client and round.
+        prepare: who trains and encodes in place of the participants' own trainers, with coins of
+            its own: the worker processes of a simulation. It begins once everything is reserved.
 
     Returns:
         The outcome. A lost round is an outcome, not an error.
@@ -313,19 +358,24 @@ def private_round(
 
     def input_of(client: ClientId) -> RingVector:
         """Runs on the client, once the protocol has its keys and asks for the input."""
-        with watch("train"):  # 1 train
-            try:
+        try:
+            if elsewhere is not None:
+                made = elsewhere(client)
+                updates[client] = made.update
+                for stage, seconds in made.seconds.items():
+                    spent[stage] = spent.get(stage, 0.0) + seconds
+                assert made.vector is not None  # noqa: S101  # a codec was given
+                return made.vector
+            with watch("train"):  # 1 train
                 update = participants[client].trainer.train(vector, round_index=round_index)
-            except TrainingDiverged:
-                if not isinstance(codec, SharesNoise):
-                    raise
-                # Who stops here tells, without noise, what kind of records it has: a zero instead.
-                update = ModelUpdate(
-                    values=np.zeros(codec.dimension), weight=0, examples=0, steps=0
-                )
+        except TrainingDiverged:
+            if not isinstance(codec, SharesNoise):
+                raise
+            # Who stops here tells, without noise, what kind of records it has: a zero instead.
+            update = ModelUpdate(values=np.zeros(codec.dimension), weight=0, examples=0, steps=0)
         updates[client] = update
         with watch("encode"):  # 2 clip, 3 encode; weight or noise become a part of the vector
-            return _encoded(
+            return encode_update(
                 codec, update, round_seed=seed, random_bytes=noise_source(client, round_index)
             )
 
@@ -338,7 +388,21 @@ def private_round(
                 budget.release.check_survivors(survivors)
 
     # 4 mask, 5 wire, 6 sum, 7 recover: the machines do it, the transport only carries frames.
-    with watch("protocol"):
+    spent: dict[str, float] = {}
+    with ExitStack() as stack, watch("protocol"):
+        elsewhere = None
+        if prepare is not None:
+            elsewhere = stack.enter_context(
+                prepare(
+                    RoundWork(
+                        round_index=round_index,
+                        vector=vector,
+                        clients=tuple(present),
+                        codec=codec,
+                        round_seed=seed,
+                    )
+                )
+            )
         machines = scheme.machines(
             round_id=RoundId(round_index),
             cohort=Cohort.of(participants),
@@ -350,6 +414,7 @@ def private_round(
         )
         report = transport.carry(machines, input_of, round_index=round_index, may_open=may_open)
     watch.subtract("protocol", "train", "encode")
+    watch.add(spent)  # not inside the protocol's time: other processes spent it
 
     # 10, second half: charge exactly the clients whose input left them, opened or not; and the
     # population for the noise that the survivors really brought.
@@ -438,12 +503,17 @@ class Stopwatch:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - begin
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what was measured elsewhere."""
+        for stage, more in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + more
+
     def subtract(self, stage: str, *inner: str) -> None:
         """Takes the stages ``inner``, which ran inside ``stage``, out of it."""
         self.seconds[stage] -= sum(self.seconds.get(name, 0.0) for name in inner)
 
 
-def _encoded(
+def encode_update(
     codec: Codec,
     update: ModelUpdate,
     *,

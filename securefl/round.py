@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import NewType
 
@@ -117,6 +118,7 @@ class Usage(IntEnum):
     FLOWER_HELLO = 17
 
 
+@cache
 def dst(usage: Usage, protocol: Protocol) -> bytes:
     """The 8-byte domain separation tag: "SFL1", wire version, protocol, usage, 0x00."""
     return b"SFL1" + bytes((WIRE_VERSION, protocol, usage, 0))

@@ -192,10 +192,12 @@ def packed_bytes(count: int, b: int) -> int:
     return (count * b + 7) // 8
 
 
-# Bit packing works on runs of L elements that fill W whole 64-bit words: L·b = 64·W. For each of
-# the L places in a run, one vector operation handles that place in all runs of a block. Blocks are
-# kept small, because the operations stride through memory and should stay inside the cache.
-_BLOCK_ELEMENTS = 1 << 14
+# Bit packing first joins neighbours in pairs, element by element, while two fit into 64 bits. What
+# is left works on runs of L elements that fill W whole 64-bit words: L·b = 64·W. For each of the L
+# places in a run, one vector operation handles that place in all runs of a block. Blocks are kept
+# small, because the operations stride through memory and should stay inside the cache, and large
+# enough that the operations are not all overhead.
+_BLOCK_ELEMENTS = 1 << 15
 
 
 def _run(b: int) -> tuple[int, int]:
@@ -230,11 +232,20 @@ def pack_words(values: Words, b: int) -> bytes:
     return b"".join(parts)[: packed_bytes(len(values), b)]
 
 
+def _joins(b: int) -> int:
+    """How often elements of b bits can be joined pairwise in 64 bits."""
+    return (64 // b).bit_length() - 1
+
+
 def _pack_block(values: Words, b: int, L: int, W: int) -> bytes:
     runs = -(-len(values) // L)
-    places = np.zeros((runs, L), dtype=np.uint64)
-    places.reshape(-1)[: len(values)] = values
-    places = np.ascontiguousarray(places.T)
+    joined = np.zeros(runs * L, dtype=np.uint64)
+    joined[: len(values)] = values
+    for _ in range(_joins(b)):
+        high = joined[1::2] << np.uint64(b)
+        high |= joined[0::2]
+        joined, b, L = high, 2 * b, L // 2
+    places = np.ascontiguousarray(joined.reshape(runs, L).T)
     words = np.zeros((W, runs), dtype=np.uint64)
     for j in range(L):
         word, shift = divmod(j * b, 64)
@@ -249,6 +260,8 @@ def _unpack_block(data: memoryview, count: int, b: int, L: int, W: int) -> NDArr
     raw = np.zeros(runs * W * 8, dtype=np.uint8)
     raw[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     words = np.ascontiguousarray(raw.view("<u8").reshape(runs, W).T).astype(np.uint64, copy=False)
+    joins = _joins(b)
+    b, L = b << joins, L >> joins
     mask = np.uint64((1 << b) - 1)
     places = np.empty((L, runs), dtype=np.uint64)
     for j in range(L):
@@ -257,7 +270,14 @@ def _unpack_block(data: memoryview, count: int, b: int, L: int, W: int) -> NDArr
         if shift + b > 64:
             places[j] |= words[word + 1] << np.uint64(64 - shift)
         places[j] &= mask
-    return places.T.reshape(-1)[:count]
+    joined = places.T.reshape(-1)
+    for _ in range(joins):
+        b //= 2
+        halves = np.empty((len(joined), 2), dtype=np.uint64)
+        np.bitwise_and(joined, np.uint64((1 << b) - 1), out=halves[:, 0])
+        np.right_shift(joined, np.uint64(b), out=halves[:, 1])
+        joined = halves.reshape(-1)
+    return joined[:count]
 
 
 def _check_packed(data: Buffer, count: int, b: int) -> None:
@@ -298,7 +318,8 @@ def add_packed(total: Words, data: Buffer, b: int) -> None:
         first = start // L * W * 8  # whole runs before this block
         block = view[first : first + packed_bytes(count, b)]
         piece = total[start : start + count]
-        np.add(piece, _unpack_block(block, count, b, L, W).astype(total.dtype), out=piece)
+        # Where b <= 32 the upper half of each unpacked word is zero: nothing is cut off.
+        np.add(piece, _unpack_block(block, count, b, L, W), out=piece, casting="unsafe")
 
 
 def unpack_words(data: Buffer, count: int, b: int) -> Words:

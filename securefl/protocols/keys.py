@@ -32,12 +32,14 @@ class MerkleTree:
     __slots__ = ("_levels", "root")
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
-        level = [sha256(b"\x00", leaf) for leaf in leaves]
+        level = [sha256(b"\x00" + leaf) for leaf in leaves]
         self._levels = [level]
         while len(level) > 1:
             # Pairing from the left and carrying an odd last node up equals the RFC's recursive
             # split at the largest power of two.
-            paired = [sha256(b"\x01", a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+            paired = [
+                sha256(b"\x01" + a + b) for a, b in zip(level[::2], level[1::2], strict=False)
+            ]
             level = paired + level[len(paired) * 2 :]
             self._levels.append(level)
         self.root = level[0] if level else sha256()
@@ -61,18 +63,17 @@ def audit_root(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> byt
         size: leaves in the tree.
         path: siblings, from the leaf upwards.
     """
-    node = sha256(b"\x00", leaf)
-    siblings = list(path)
+    node = sha256(b"\x00" + leaf)
+    used = 0
     while size > 1:
         if index ^ 1 < size:
-            if not siblings:
+            if used == len(path):
                 return None
-            sibling = siblings.pop(0)
-            pair = (sibling, node) if index & 1 else (node, sibling)
-            node = sha256(b"\x01", *pair)
+            node = sha256(b"\x01" + (path[used] + node if index & 1 else node + path[used]))
+            used += 1
         index >>= 1
         size = (size + 1) >> 1
-    return None if siblings else node
+    return node if used == len(path) else None
 
 
 @dataclass(frozen=True, slots=True)

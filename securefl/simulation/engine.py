@@ -3,7 +3,8 @@
 The engine builds the clients of a configuration (data, partition, model, budgets), carries out
 the rounds through :func:`securefl.pipeline.private_round`, and keeps the record of each: a line in
 ``metrics.jsonl``, a checkpoint, and the clients' ledgers. It is a simulation: all clients live in
-one process and share one model buffer, which isolates nobody from anybody; the protocol, the wire
+one process and share one model buffer (or in a few worker processes with one each), which isolates
+nobody from anybody; the protocol, the wire
 bytes, the noise and the ledgers are real.
 """
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import accounting
 from securefl.config import Fidelity, Mode, RunConfig, RunSpec
 from securefl.encoding.codec import Codec, CodecSpec, UpdateCodec, Weighting
 from securefl.errors import CheckpointError, ConfigurationError
-from securefl.pipeline import Participant, RoundOutcome, RoundStatus, private_round
+from securefl.pipeline import Participant, Prepare, RoundOutcome, RoundStatus, private_round
 from securefl.primitives.prg import SecureRandom
 from securefl.primitives.signing import IdentityKey
 from securefl.round import Adversary, ClientId
@@ -37,6 +39,7 @@ from securefl.simulation.checkpoint import (
     write_checkpoint,
 )
 from securefl.simulation.client_view import ClientView, standardised
+from securefl.simulation.client_work import make_model, make_trainer
 from securefl.simulation.cohort_run import CohortRun
 from securefl.simulation.cohorts import Cohorts
 from securefl.simulation.insecure import InsecureRandomness
@@ -50,13 +53,13 @@ from securefl.simulation.transports import (
     ProtocolTransport,
     float_round,
 )
+from securefl.simulation.workers import ElsewhereTrainer, WorkerPool
 from securefl.storage import write_durably
-from securefl.training import models, partition
+from securefl.training import partition
 from securefl.training.apply import ServerOptimiser, ServerStep
 from securefl.training.data import Dataset, TrainTest, stratified_split
-from securefl.training.dpsgd import DPSGD, ClientBudget
+from securefl.training.dpsgd import ClientBudget
 from securefl.training.local import (
-    FlatModel,
     Trainer,
     TrainingDiverged,
     evaluate,
@@ -184,6 +187,7 @@ class Engine:
             deadline=config.simulation.deadline or math.inf,
         )
         self.transport = self._transport()
+        self._workers: WorkerPool | None = None
         self._began = time.monotonic()
 
     def _shared(self, plan: SharedPlan, insecure: InsecureRandomness | None) -> SharedRun:
@@ -230,6 +234,7 @@ class Engine:
         state = self._restore() if resume else self._begin()
         self._began = time.monotonic() - state.elapsed
         with ExitStack() as stack:
+            self._start_workers(state, stack)
             participants = self._participants(state, stack)
             (self.folder / METRICS).touch()
             # From here on, before anything is trained, the checkpoint knows every ledger.
@@ -307,6 +312,7 @@ class Engine:
                 threshold=scheme.n_min,
                 weighted=self._plain_codec.spec.weighting is Weighting.WEIGHTED,
                 optimiser=self.optimiser,
+                prepare=self._prepare,
             )
         return private_round(
             round_index=state.next_round,
@@ -317,6 +323,7 @@ class Engine:
             optimiser=self.optimiser,
             transport=_with_threshold(self.transport, scheme.n_min),
             plan_digest=b"" if self.plan is None else self.plan.digest,
+            prepare=self._prepare,
         )
 
     def _shared_round(
@@ -346,6 +353,7 @@ class Engine:
                 population=population,
                 denominator=shared.plan.denominator,
                 noise_source=shared.noise_source,
+                prepare=self._prepare,
             )
         if outcome.status is RoundStatus.OK:
             shared.advance(codec)
@@ -369,26 +377,56 @@ class Engine:
         }
 
     def _trainer(self, client: ClientId) -> Trainer:
-        if self.plain is not None:
-            return self.plain.trainer(client)
-        records = self.dataset.train.subset(self.partition.indices[client])
-        if self.shared is not None:
-            return self.shared.trainer(client, records, self.model, self.spec.seed)
-        assert self.plan is not None  # noqa: S101  # the one mode that is left
-        dp = self.config.local_dp
-        return DPSGD(
+        if self._workers is not None:
+            return ElsewhereTrainer(client=client)
+        return make_trainer(
+            client,
+            config=self.config,
+            seed=self.spec.seed,
             model=self.model,
-            x=records.x,
-            y=records.y,
-            client=client,
-            noise_multiplier=self.plan.noise_multiplier,
-            clip_norm=dp.clip_norm,
-            sample_rate=dp.sample_rate,
-            steps=dp.steps_per_round,
-            learning_rate=dp.learning_rate,
-            momentum=dp.momentum,
-            random_bytes=SecureRandom().random_bytes,
+            train=self.dataset.train,
+            partition=self.partition,
+            plan=self.plan,
+            plain=self.plain,
+            shared=self.shared,
         )
+
+    def _start_workers(self, state: _State, stack: ExitStack) -> None:
+        """The worker processes, if there are to be any: before anything is reserved."""
+        if self.config.simulation.workers == 1:
+            return
+        algorithm = None if self.plain is None else self.plain.algorithm
+        values_length = self.model.dim if algorithm is None else algorithm.payload(self.model.dim)
+        if self.shared is not None:
+            values_length = self.shared.codec.dimension
+        self._workers = WorkerPool(
+            self.config,
+            self.spec,
+            plan=self.plan if self.shared is None else self.shared.plan,
+            insecure=None if self.shared is None else self.shared.insecure,
+            codec=self._plain_codec.spec,
+            train=self.dataset.train,
+            partition=self.partition,
+            start_length=len(state.vector),
+            values_length=values_length,
+            entries=self.codec.length,
+            modulus=self.codec.modulus,
+            senders=self.drops.senders,
+        )
+        stack.callback(self._stop_workers)
+
+    def _stop_workers(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = None
+
+    @property
+    def _prepare(self) -> Prepare | None:
+        """Who trains and encodes, if not this process."""
+        if self._workers is None:
+            return None
+        clip_norm = None if self.shared is None else self.shared.clip_norm
+        return partial(self._workers.prepare, clip_norm=clip_norm)
 
     def _budget(self, client: ClientId, state: _State, stack: ExitStack) -> ClientBudget | None:
         """The client's ledger: created once, for the life of its data, then only ever opened."""
@@ -752,19 +790,6 @@ def make_partition(config: RunConfig, seed: int, train: Dataset) -> Partition:
                     f"partition.clients is {clients}; set it to {len(parts.indices)}"
                 )
             return parts
-
-
-def make_model(config: RunConfig, spec: RunSpec, train: Dataset) -> FlatModel:
-    """The model that a run starts from."""
-    return FlatModel(
-        models.build(
-            config.model.name,
-            input_shape=train.input_shape,
-            classes=train.classes,
-            seed=spec.seed,
-            activation=config.activation(spec.mode),
-        )
-    )
 
 
 def make_plan(

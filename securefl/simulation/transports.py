@@ -24,8 +24,10 @@ from securefl.pipeline import (
     Machines,
     Participant,
     Peers,
+    Prepare,
     RoundOutcome,
     RoundStatus,
+    RoundWork,
     Stopwatch,
     TransportReport,
 )
@@ -271,6 +273,7 @@ def float_round(
     threshold: int,
     weighted: bool,
     optimiser: ServerStep,
+    prepare: Prepare | None = None,
 ) -> RoundOutcome:
     """A round without encoding and without any protocol: the baseline for what encoding costs.
 
@@ -290,9 +293,19 @@ def float_round(
     if min(plan.alive(round_index, present).values()) < threshold:
         return RoundOutcome(status=RoundStatus.BELOW_THRESHOLD, vector=vector)
     updates: dict[ClientId, ModelUpdate] = {}
-    with watch("train"):
-        for client in plan.senders(round_index, present):
-            updates[client] = participants[client].trainer.train(vector, round_index=round_index)
+    senders = plan.senders(round_index, present)
+    if prepare is not None:
+        work = RoundWork(round_index=round_index, vector=vector, clients=senders, codec=None)
+        with prepare(work) as elsewhere:
+            for client in senders:
+                made = elsewhere(client)
+                updates[client] = made.update
+                watch.add(made.seconds)
+    else:
+        with watch("train"):
+            for client in senders:
+                trainer = participants[client].trainer
+                updates[client] = trainer.train(vector, round_index=round_index)
     with watch("apply"):
         values = np.stack([update.values.astype(np.float64) for update in updates.values()])
         weights = [update.weight if weighted else 1 for update in updates.values()]

@@ -50,6 +50,7 @@ class TrainingDiverged(ConfigurationError):
     Attributes:
         client: whose training it was.
         round_index: the training round.
+        what: which values were not finite.
     """
 
     def __init__(self, *, client: int, round_index: int, what: str) -> None:
@@ -59,6 +60,7 @@ class TrainingDiverged(ConfigurationError):
         )
         self.client = client
         self.round_index = round_index
+        self.what = what
 
 
 class Reduction(StrEnum):

@@ -14,9 +14,9 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,89 +24,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flower_traffic import (
+    LIMIT,
+    Recorder,
+    correlations,
+    free_port,
+    holds,
+    masked_vectors,
+    without,
+)
+
 from securefl.primitives.identities import Roster, create_identity
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 BIN = Path(sys.executable).parent
-RUN_SECONDS = 400
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Recorder:
-    """Passes connections on to a port and keeps what went through."""
-
-    def __init__(self, target: int) -> None:
-        self.port = free_port()
-        self._target = target
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._streams: list[bytearray] = []
-        self._upward: list[bytearray] = []
-        self._server = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            try:
-                link = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                client.close()
-                continue
-            with self._lock:
-                self._sockets |= {client, link}
-            for ends in ((client, link, True), (link, client, False)):
-                threading.Thread(target=self._pump, args=ends, daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:
-        stream = bytearray()
-        with self._lock:
-            self._streams.append(stream)
-            if upward:
-                self._upward.append(stream)
-        try:
-            while chunk := source.recv(1 << 16):
-                stream += chunk
-                sink.sendall(chunk)
-        except OSError:
-            pass
-        finally:
-            for end in (source, sink):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def traffic(self) -> list[bytes]:
-        """Each connection's bytes, one entry per direction."""
-        with self._lock:
-            return [bytes(stream) for stream in self._streams]
-
-    def totals(self) -> tuple[int, int]:
-        """Bytes from the nodes, bytes to them."""
-        with self._lock:
-            up = sum(map(len, self._upward))
-            return up, sum(map(len, self._streams)) - up
-
-    def clear(self) -> None:
-        with self._lock:
-            for stream in self._streams:
-                stream.clear()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        with self._lock:
-            for one in self._sockets:
-                one.close()
+RUN_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -134,7 +68,7 @@ def probe_task() -> Any:
 
 
 class Cluster:
-    last: Outcome
+    """Processes, their files, and the runs that are submitted to them."""
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder = folder
@@ -156,7 +90,7 @@ class Cluster:
         (folder / ".flwr").mkdir()
         (folder / ".flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "dep"\n[superlink.dep]\n'
-            f'address = "127.0.0.1:{self.link_port}"\ninsecure = true\n'
+            f'address = "127.0.0.1:{self.link_port}"\n{self._connection()}\n'
         )
         public = [create_identity(folder / f"node{i}", name=f"node-{i}") for i in range(nodes)]
         self.roster = Roster.build(public)
@@ -164,34 +98,50 @@ class Cluster:
         for i in range(nodes):
             self.write_policy(i)
 
-    def write_policy(self, i: int, floor: str = "") -> None:
+    def write_policy(self, i: int, floor: str = "", *, journal: str = "node.sqlite") -> None:
         (self.folder / f"node{i}" / "node.toml").write_text(
             'schema = "securefl-node/1"\nidentity = "identity.pem"\nroster = "../roster.json"\n'
-            f'journal = "node.sqlite"\n[floor]\n{floor}\n'
+            f'journal = "{journal}"\nledger = "node.ledger"\n[floor]\n{floor}\n'
         )
 
     def start(self) -> None:
-        self._start(
-            "link", "flower-superlink", "--insecure", "--host", "127.0.0.1",
-            "--port", str(self.link_port), "--disable-runtime-dependency-installation",
-        )  # fmt: skip
-        self._wait_for_port(self.link_port)
+        self.start_link()
         for i in range(self.count):
             self.start_node(i)
 
-    def start_node(self, i: int) -> None:
-        policy = self.folder / f"node{i}" / "node.toml"
-        config = f'partition-id={i} num-partitions={self.count} securefl="{policy}"'
+    # Plain HTTP, which loopback allows; a subclass has certificates.
+
+    def _connection(self) -> str:
+        return "insecure = true"
+
+    def _link_flags(self) -> list[str]:
+        return ["--insecure"]
+
+    def _node_flags(self, i: int) -> list[str]:
+        return ["--insecure"]
+
+    def start_link(self) -> None:
         self._start(
-            f"node{i}", "flower-supernode", "--insecure",
+            "link", "flower-superlink", *self._link_flags(), "--host", "127.0.0.1",
+            "--port", str(self.link_port), "--disable-runtime-dependency-installation",
+        )  # fmt: skip
+        self._wait_for_port(self.link_port)
+
+    def start_node(self, i: int, *, files_of: int | None = None) -> None:
+        """A SuperNode for partition i, with its own node file or that of another one."""
+        folder = self.folder / f"node{i if files_of is None else files_of}"
+        config = f'partition-id={i} num-partitions={self.count} securefl="{folder / "node.toml"}"'
+        self._start(
+            f"node{i}", "flower-supernode", *self._node_flags(i),
             "--superlink", f"127.0.0.1:{self.recorder.port}",
             "--port", str(free_port()), "--node-config", config,
+            PROBE_NODE=str(folder),
         )  # fmt: skip
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start(self, name: str, *command: str, **environment: str) -> None:
         log = (self.folder / f"{name}.log").open("ab")
         self._processes[name] = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=self._environment,
+            command, stdout=log, stderr=subprocess.STDOUT, env=self._environment | environment,
             start_new_session=True, cwd=self.folder,
         )  # fmt: skip
         log.close()
@@ -203,6 +153,24 @@ class Cluster:
             time.sleep(0.1)
         raise AssertionError(f"nothing listens on {port}: {self.log('link')}")
 
+    def listening(self) -> set[str]:
+        """Addresses at which this cluster's processes accept connections; Linux only."""
+        owned = set()
+        for pid in self._ours():
+            for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+                with contextlib.suppress(OSError):
+                    owned.add(str(descriptor.readlink()))
+        found = set()
+        for table, family, size in (("tcp", socket.AF_INET, 8), ("tcp6", socket.AF_INET6, 32)):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in owned:
+                    # Words of four bytes in the machine's order, which is little-endian here.
+                    raw = bytes.fromhex(fields[1][:size])
+                    words = [raw[i : i + 4][::-1] for i in range(0, len(raw), 4)]
+                    found.add(socket.inet_ntop(family, b"".join(words)))
+        return found
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -212,7 +180,7 @@ class Cluster:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(5)
@@ -223,10 +191,32 @@ class Cluster:
                 os.killpg(self._processes[name].pid, signal.SIGTERM)
         for name in list(self._processes):
             self.end(name)
+        self._end_the_rest()
         self.recorder.close()
 
+    def _end_the_rest(self) -> None:
+        """What Flower detached from the groups above; it would end by itself after a while."""
+        end = time.monotonic() + 15
+        while (left := self._ours()) and time.monotonic() < end:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        assert not left, f"processes {left} cannot be ended"
+
+    def _ours(self) -> list[int]:
+        """Living processes whose environment names this cluster's own folder; Linux only."""
+        mark = f"FLWR_HOME={self.folder / '.flwr'}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
     def begin(self, app: Path | None = None, **config: Any) -> subprocess.Popen[bytes]:
-        """Submits a run and returns at once; see :meth:`finish`."""
+        """Submits a run when all nodes are free, and returns at once; see :meth:`finish`."""
+        self._wait_until_free()
         self._runs += 1
         folder = self.folder / f"run{self._runs}"
         shutil.copytree(HERE / "app" if app is None else app, folder / "app")
@@ -241,10 +231,10 @@ class Cluster:
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def finish(self, process: subprocess.Popen[bytes]) -> Outcome:
+    def finish(self, process: subprocess.Popen[bytes], seconds: float = RUN_SECONDS) -> Outcome:
         folder = self.folder / f"run{self._runs}"
         try:
-            process.wait(RUN_SECONDS)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(5)
@@ -255,9 +245,49 @@ class Cluster:
         assert started is not None, log
         return Outcome(status=self.status(started.group(1)), result=found, log=log)
 
+    def _wait_until_free(self, seconds: float = 150) -> None:
+        """A node whose app was killed or is still at work would miss the next run's messages."""
+        end = time.monotonic() + seconds
+        for name in [name for name in self._processes if name != "link"]:
+            while True:
+                log = self.log(name).rpartition("Starting Flower SuperNode")[2]
+                if log.count("Receiving: ") == log.count("Sending: "):
+                    break
+                assert time.monotonic() < end, f"{name} is still busy"
+                time.sleep(0.2)
+
+    def restart_node(self, i: int) -> None:
+        """Ends a SuperNode in good order, which its SuperLink is told, and starts it anew."""
+        self.end(f"node{i}")
+        self.start_node(i)
+
+    def forget(self, process: subprocess.Popen[bytes]) -> str:
+        """Ends ``flwr run`` itself, whose SuperLink is gone; what it had printed."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+        return (self.folder / f"run{self._runs}" / "run.log").read_text(errors="replace")
+
+    def server_app(self) -> int:
+        """Process id of the test app's ServerApp in the run that began last."""
+        return int((self.folder / f"run{self._runs}" / "result.json.pid").read_text())
+
+    def heard(self, phase: str, server_round: int) -> int:
+        """How many nodes got a message of this phase of the run that began last."""
+        mark = f"ROUND {server_round}.{phase}]"
+        return sum(mark in self.log(f"node{i}")[at:] for i, at in enumerate(self._marks))
+
+    def wait_until_gone(self, pid: int, seconds: float = 60) -> None:
+        """Until a process of this cluster has ended."""
+        end = time.monotonic() + seconds
+        while pid in self._ours():
+            assert time.monotonic() < end, f"process {pid} is still there"
+            time.sleep(0.2)
+
     def status(self, run_id: str) -> str:
         """Of this run. ``flwr run --stream`` exits with 0 also if the run failed."""
-        for _ in range(20):
+        end = time.monotonic() + 150
+        while True:
             listed = subprocess.run(
                 ["flwr", "ls", "dep", "--format", "json"],
                 cwd=self.folder,
@@ -269,28 +299,98 @@ class Cluster:
             )
             runs = json.loads(listed.stdout)["runs"]
             status = next(str(run["status"]) for run in runs if str(run["run-id"]) == run_id)
-            if status.startswith("finished"):
-                break
+            if status.startswith("finished") or time.monotonic() > end:
+                return status
             time.sleep(1)
-        return status
 
-    def run(self, app: Path | None = None, **config: Any) -> Outcome:
-        return self.finish(self.begin(app, **config))
+    def run(
+        self, app: Path | None = None, *, seconds: float = RUN_SECONDS, **config: Any
+    ) -> Outcome:
+        return self.finish(self.begin(app, **config), seconds)
+
+    def wait_for(self, name: str, pattern: str, *, since: int = 0, seconds: float = 200) -> None:
+        """Until this stands in a process's log, from this character on."""
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.log(name)[since:], re.DOTALL):
+            assert time.monotonic() < end, f"{name} never printed {pattern}"
+            time.sleep(0.2)
 
     def wait_for_phase(self, phase: str, server_round: int, seconds: float = 200) -> None:
         """Until a message of this phase of the run that began last has reached some node."""
-        mark = f"ROUND {server_round}.{phase}]"
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if any(mark in self.log(f"node{i}")[self._marks[i] :] for i in range(self.count)):
+            if self.heard(phase, server_round):
                 return
             time.sleep(0.2)
-        raise AssertionError(f"no node got {mark}")
+        raise AssertionError(f"no node got a message of {phase} in round {server_round}")
+
+
+task = probe_task()
+
+
+def active(site: Cluster, **more: Any) -> dict[str, Any]:
+    """A run's configuration for sessions against a server that may lie."""
+    return {"securefl-roster": str(site.folder / "roster.json")} | more
+
+
+def assert_models(outcome: Outcome, survivors: list[list[int]]) -> None:
+    """Each round's model is the weighted mean of exactly these clients, to quantisation.
+
+    Nobody stands for a lost round, which leaves the model as it was.
+    """
+    assert outcome.status == "finished:completed", outcome.log
+    models = [np.array(values) for values in outcome.result["models"]]
+    assert len(models) == len(survivors) + 1
+    assert np.array_equal(models[0], task.initial())
+    # Clip norm 50, at least 2^16 steps per clip norm, and float32 on top.
+    tolerance = 50 / (1 << 17) + 1e-6
+    for number, partitions in enumerate(survivors, start=1):
+        expected = models[number - 1].astype(np.float64)
+        weights = {p: task.examples(p) for p in partitions}
+        for p, weight in weights.items():
+            expected = expected + weight / sum(weights.values()) * task.delta(p, number)
+        assert np.abs(models[number] - expected).max() <= tolerance
+
+
+def survivors_of(outcome: Outcome) -> list[list[int]]:
+    """Partitions of each attempt's survivors: client i + 1 of the roster is partition i."""
+    return [[client - 1 for client in one["survivors"]] for one in outcome.result["history"]]
+
+
+def assert_nothing_leaks(site: Cluster, outcome: Outcome, *, inputs: int) -> None:
+    """No client's update or model is in the recorded traffic, as it is or in any correlation.
+
+    Args:
+        site: whose wire was recorded during this run only.
+        outcome: of the run.
+        inputs: fewest masked vectors that must have gone over the wire.
+    """
+    models = [np.array(values, dtype=np.float32) for values in outcome.result["models"]]
+    updates = [task.delta(p, r) for r in range(1, len(models)) for p in range(site.count)]
+    locals_ = [models[i // site.count] + update for i, update in enumerate(updates)]
+    up, down = site.recorder.up(), site.recorder.down()
+    assert holds(down, models[0]), "control: the model itself goes over this wire"
+    for secret in (*updates, *locals_):
+        assert not holds(up + down, secret)
+    for word in (b"Zaphod", b"FluidError", struct.pack("<d", 424242.125)):
+        assert not any(word in stream for stream in up + down)
+    masked = masked_vectors(up, length=task.LENGTH)
+    assert len(masked) >= inputs
+    wanted = np.stack([*updates, *locals_])
+    # Both ends of a 2000-entry vector's ring: |rho| > 7/sqrt(2000) has probability below 1e-10.
+    found = np.corrcoef(np.stack(masked), np.stack(updates))[: len(masked), len(masked) :]
+    assert np.abs(found).max() < 7 / np.sqrt(task.LENGTH)
+    assert correlations(up, wanted).max() < LIMIT
+    # The published models, means of many, go down in clear and are taken out of the search. A lie
+    # about the model changes its first number.
+    known = [model[1:].tobytes() for model in models]
+    assert correlations(without(down, known), wanted).max() < LIMIT
 
 
 @contextmanager
-def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
-    made = Cluster(folder, nodes)
+def cluster(folder: Path, nodes: int, kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
+    """Started, and stopped at the end with all that it started."""
+    made = kind(folder, nodes)
     try:
         made.start()
         yield made

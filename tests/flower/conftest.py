@@ -25,6 +25,7 @@ def _load(name: str, path: Path) -> None:
 
 if importlib.util.find_spec("flwr") is not None:
     _load("flower_world", Path(__file__).with_name("world.py"))
+    _load("flower_traffic", Path(__file__).with_name("traffic.py"))
     _load("flower_holders", Path(__file__).with_name("holders.py"))
     _load("flower_cluster", Path(__file__).with_name("cluster.py"))
 

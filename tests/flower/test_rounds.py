@@ -23,7 +23,16 @@ from flower_world import (
     trained,
     weight_of,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
@@ -446,6 +455,40 @@ def test_two_nodes_that_claim_one_identity_are_both_out(site: Site) -> None:
     reply = run(grid, nodes=(*NODES, 999))
     assert_is_mean(reply, [node for node in NODES if node != 101])
     assert grid.history[0].refusals["E107"] == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (1, "could not be loaded"),
+        (2, "runs no SecureFL client"),
+        (3, "incomplete"),
+        (5, "node is gone"),
+        (8, "process ended"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["query.securefl", "share_keys", "unmasking"])
+def test_an_error_counts_for_the_node_that_was_asked_whoever_sends_it(
+    number: int, words: str, phase: str, site: Site
+) -> None:
+    """For a node that is gone the SuperLink answers itself, under its own id."""
+
+    def send(replies: list[Message]) -> list[Message]:
+        for reply in replies:
+            if reply.has_error():
+                reply.error = Error(number, "whatever Flower says")
+                reply.metadata.__dict__["_src_node_id"] = 1
+        return replies
+
+    grid, inner = secure_grid(
+        site, config(site), deal=lambda n, p, c: "error" if (n, p) == (104, phase) else "ok"
+    )
+    inner.order = send
+    survivors = [node for node in NODES if node != 104 or phase == "unmasking"]
+    assert_is_mean(run(grid), survivors)
+    assert grid.history[0].failures == {number: 1}
+    assert words in grid.history[0].complaints()
+    assert 104 in grid.get_node_ids(), "its answer came, so it is free"
 
 
 def test_plain_client_apps_send_nothing_and_are_named(site: Site) -> None:

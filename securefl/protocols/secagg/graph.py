@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -173,7 +174,13 @@ def graph_of(config: RoundConfig, value: bytes) -> NeighbourGraph:
     """The session's graph; ``value``: 32 bytes, the server's graph value or the beacon's output."""
     if config.protocol is WireProtocol.SECAGG:
         return CompleteGraph(config.cohort, config.layout)
-    return HararyGraph(config.cohort, config.k, graph_seed(config.digest(), value))
+    return _harary(config.cohort, config.k, graph_seed(config.digest(), value))
+
+
+@lru_cache(maxsize=4)
+def _harary(cohort: Cohort, k: int, seed: bytes) -> HararyGraph:
+    """One ring for all machines of a process: it is public, never changed, and n hashes to make."""
+    return HararyGraph(cohort, k, seed)
 
 
 class Edges:

@@ -168,7 +168,8 @@ class ProvenEntry(NamedTuple):
         (length,) = reader.take(1)
         if length > _DEEPEST:
             raise WireError(f"an audit path of {length} nodes, at most {_DEEPEST} are possible")
-        return cls(entry, place, tuple(bytes(reader.take(32)) for _ in range(length)))
+        nodes = bytes(reader.take(32 * length))
+        return cls(entry, place, tuple(nodes[i : i + 32] for i in range(0, len(nodes), 32)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -12,6 +15,11 @@ from flwr.clientapp import ClientApp
 
 from probe.task import delta, examples
 from securefl.flower import SecureClientApp
+
+# Where the test puts files for this node; nowhere while the module is only looked at.
+NODE = Path(os.environ.get("PROBE_NODE", os.devnull))
+if (NODE / "without-module").exists():
+    raise ModuleNotFoundError("No module named 'securefl'")
 
 # Spelled backwards, because this file travels over the recorded wire itself.
 SECRET = "dohpaZ-dellac-tneitap-a"[::-1]
@@ -46,8 +54,17 @@ def train(msg: Message, context: Context) -> Message:
             raise Trouble(f"record 17 is {SECRET}")
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "exit":
+            sys.exit(1)
         if fault == "slow":
             time.sleep(75)
+        if fault == "hold":
+            while not (NODE / "go").exists():
+                time.sleep(0.1)
+        if fault == "full":
+            # From here on this process can write no file beyond 1 KiB: a disk without room.
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most))
     arrays: Any = msg.content["arrays"]
     found = ArrayRecord({"w": Array(arrays["w"].numpy() + delta(partition, server_round))})
     metrics = MetricRecord({"num-examples": examples(partition), SECRET: 424242.125})
