@@ -1,7 +1,8 @@
-"""A holder's key in a process of its own: the app beside it only carries messages.
+"""A decider in a process of its own: the app beside it only carries messages.
 
 Flower executes on a SuperNode whatever app was submitted, so an app that can read a key file hands
-the key to whoever submits the right app. Here the key is read by a process that its owner starts
+the key to whoever submits the right app; with a witness's identity it signs what that one wants.
+Here the files are read by a process that its owner starts
 with the owner's code, under an account that the SuperNode's app cannot read; it listens on a socket
 in the file system. The app sends it the server's messages and returns its answers, all of which are
 signed or refused inside. What it can do without the process is nothing; through it, no more than

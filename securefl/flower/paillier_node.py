@@ -8,8 +8,8 @@ exists: the round book (one list of contributors per session, for ever) and the 
 per session). It keeps no state between messages, so nothing is lost with it.
 
 The adversary is a server that lies, with up to A clients and, in threshold mode, c share holders.
-Against one that may also choose the code of the apps, secrets must be out of the app's reach: keys
-and shares are used in a process of their own (:mod:`securefl.flower.holder`).
+Against one that may also choose the code of the apps, keys, shares and the identity of a witness
+must be out of the app's reach: in a process of their own (:mod:`securefl.flower.holder`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PaillierPart:
         book: what was agreed to; None on a node with data.
         secret: the whole key, on the key holder's only.
         share: on a share holder's only.
-        share_in_app: whether its owner wrote that the SuperNode's app may have the share.
+        in_app: whether its owner wrote that this decider may answer in the SuperNode's app.
     """
 
     setup: PaillierSetup
@@ -89,7 +89,7 @@ class PaillierPart:
     book: SqliteRoundBook | None = None
     secret: SecretKey | None = None
     share: KeyShare | None = None
-    share_in_app: bool = False
+    in_app: bool = False
 
     def __repr__(self) -> str:
         return f"PaillierPart(own={self.own}, decides={self.decides}, <secrets>)"
@@ -121,6 +121,11 @@ class PaillierPart:
         setup = PaillierSetup.load(folder / section.setup, roster)
         wanted = _wanted(setup, own)
         given = {name for name in ("secret", "share", "book") if getattr(section, name) is not None}
+        if section.in_app is not None and (not wanted or "secret" in wanted):
+            raise ConfigurationError(
+                f"[paillier] of {member.name}: in_app is for share holders and witnesses, this is "
+                f"{_role(setup, own)}"
+            )
         if given != wanted:
             raise ConfigurationError(
                 f"[paillier] of {member.name}: {_role(setup, own)} names "
@@ -138,25 +143,26 @@ class PaillierPart:
             book=None if section.book is None else SqliteRoundBook(folder / section.book),
             secret=secret,
             share=share,
-            share_in_app=section.share_in_app is not None,
+            in_app=section.in_app is not None,
         )
 
     def refuse_in_app(self) -> None:
-        """Refuses secrets in the process of an app, whose code comes from the server's side.
+        """Refuses deciders in the process of an app, whose code comes from the server's side.
 
-        A run goes to all nodes at once: with their shares in their apps, all holders together
-        are no harder to read than one.
+        The app reads what its node holds: a whole key, a share, or the identity with which a
+        witness signs. A run goes to all nodes at once, so all share holders in their apps are no
+        harder to read than one, and a witness in its app signs what the submitter wants.
 
         Raises:
-            ConfigurationError: for a whole key; for a share, unless its owner wrote that it may be.
+            ConfigurationError: for a whole key; for others, unless their owner wrote otherwise.
         """
-        if self.secret is None and (self.share is None or self.share_in_app):
+        if not self.decides or (self.secret is None and self.in_app):
             return
-        what = "a share" if self.secret is None else "a whole key"
         raise ConfigurationError(
-            f"the node file gives {what} to an app, and the app's code comes from the server's "
-            "side: keep it in a process of its own, python -m securefl.flower hold, and give the "
-            "SuperNode a file with the socket only (docs/how-to/flower.md)"
+            f"the node file has an app decide as {_role(self.setup, self.own)}, and the app's code "
+            "comes from the server's side: keep keys and identity in a process of their own, "
+            "python -m securefl.flower hold, and give the SuperNode a file with the socket only "
+            "(docs/how-to/flower.md)"
         )
 
     @property

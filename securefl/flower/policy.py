@@ -174,9 +174,9 @@ class PaillierSection(_Strict):
     Attributes:
         setup: the file with key and deciders (:mod:`securefl.flower.paillier_setup`).
         secret: the whole key; at the key holder only, and only in a process of its own.
-        share: an opened share; at a share holder only, in a process of its own unless the next key
-            is written.
-        share_in_app: "whoever may submit runs reads this share" lets the SuperNode's app have it.
+        share: an opened share; at a share holder only.
+        in_app: "whoever may submit runs decides in its place" lets a share holder or witness answer
+            in the SuperNode's app; without it they are processes of their own, too.
         book: what this decider has agreed to; never to be deleted or restored.
         socket: where the holder's own process listens; then nothing else stands in the node file.
     """
@@ -184,7 +184,7 @@ class PaillierSection(_Strict):
     setup: str | None = None
     secret: str | None = None
     share: str | None = None
-    share_in_app: Literal["whoever may submit runs reads this share"] | None = None
+    in_app: Literal["whoever may submit runs decides in its place"] | None = None
     book: str | None = None
     socket: str | None = None
 

@@ -24,7 +24,7 @@ CLIENTS = (101, 102, 103, 104, 105, 106)
 HOLDERS = (201, 202, 203, 204)
 WITNESS, KEY_HOLDER = 301, 302
 NEEDED = 3
-IN_APP = "whoever may submit runs reads this share"
+IN_APP = "whoever may submit runs decides in its place"
 
 
 SHORT = 512
@@ -98,7 +98,7 @@ class PaillierSite(Site):
     def section(self, node: int) -> str:
         more = ""
         if node in HOLDERS:
-            more = f'share = "my.share"\nbook = "book.sqlite"\nshare_in_app = "{IN_APP}"\n'
+            more = f'share = "my.share"\nbook = "book.sqlite"\nin_app = "{IN_APP}"\n'
         return f'[paillier]\nsetup = "paillier.toml"\n{more}'
 
     def write(self, node: int, floor: str = "", more: str = "", head: str = "") -> Path:
@@ -135,6 +135,7 @@ class KeyHolderSite(PaillierSite):
     def section(self, node: int) -> str:
         more = 'book = "book.sqlite"\n' if node in self.deciders else ""
         more += 'secret = "my.secret"\n' if node == KEY_HOLDER else ""
+        more += f'in_app = "{IN_APP}"\n' if node == WITNESS else ""
         return f'[paillier]\nsetup = "paillier.toml"\n{more}'
 
     def node(self, node: int, app: Any = None) -> FakeNode:

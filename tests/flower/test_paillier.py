@@ -767,7 +767,9 @@ def test_a_protocol_with_a_key_is_accepted_only_where_it_is_written(
         ask(grid)
 
 
-def test_a_secret_is_not_given_to_an_app(keyed: KeyHolderSite, holders: PaillierSite) -> None:
+def test_no_app_decides_unless_the_owner_wrote_so_and_never_with_a_whole_key(
+    keyed: KeyHolderSite, holders: PaillierSite
+) -> None:
     """The app's code comes from the server's side; the holder's own process has its own."""
     from securefl.flower.errors import Code, Refusal
 
@@ -775,16 +777,24 @@ def test_a_secret_is_not_given_to_an_app(keyed: KeyHolderSite, holders: Paillier
     with pytest.raises(Refusal, match="a process of its own") as caught:
         Node.of({"securefl": str(home / "node.toml")}, node_id=1)
     assert caught.value.code is Code.IDENTITY
-    share = holders.folder / str(HOLDERS[0]) / "unmarked.toml"
-    text = (share.parent / "node.toml").read_text()
-    assert IN_APP in text
-    share.write_text(text.replace(f'share_in_app = "{IN_APP}"', ""))
-    with pytest.raises(Refusal, match="gives a share to an app"):
-        Node.of({"securefl": str(share)}, node_id=1)
-    assert Node.load(share).decides, "in the holder's own process"
-    share.write_text(text.replace(IN_APP, "yes"))
-    with pytest.raises(ConfigurationError, match=r"paillier\.share_in_app"):
-        Node.load(share)
+    for site, node, what in (
+        (holders, HOLDERS[0], "a share holder"),
+        (keyed, WITNESS, "a witness"),
+    ):
+        file = site.folder / str(node) / "unmarked.toml"
+        text = (file.parent / "node.toml").read_text()
+        assert IN_APP in text
+        file.write_text(text.replace(f'in_app = "{IN_APP}"', ""))
+        with pytest.raises(Refusal, match=f"has an app decide as {what}"):
+            Node.of({"securefl": str(file)}, node_id=1)
+        assert Node.load(file).decides, "in the holder's own process"
+        file.write_text(text.replace(IN_APP, "yes"))
+        with pytest.raises(ConfigurationError, match=r"paillier\.in_app"):
+            Node.load(file)
+    for site, node in ((keyed, KEY_HOLDER), (holders, 101)):
+        section = (site.folder / str(node) / "node.toml").read_text().partition("[paillier]")[2]
+        word = f'[paillier]{section}in_app = "{IN_APP}"\n'
+        assert "in_app is for share holders and witnesses" in load_error(site, node, word)
     both = home / "both.toml"
     both.write_text(
         'schema = "securefl-node/1"\nidentity = "identity.pem"\n'

@@ -60,7 +60,7 @@ class PaillierCluster(Cluster):
         if i >= CLIENTS:
             section += 'share = "my.share"\nbook = "book.sqlite"\n'
         if i >= CLIENTS and i != APART:
-            section += f'share_in_app = "{IN_APP}"\n'
+            section += f'in_app = "{IN_APP}"\n'
         path = home / "node.toml"
         path.write_text(path.read_text() + section)
         if i == APART:
