@@ -8,8 +8,9 @@ exists: the round book (one list of contributors per session, for ever) and the 
 per session). It keeps no state between messages, so nothing is lost with it.
 
 The adversary is a server that lies, with up to A clients and, in threshold mode, c share holders.
-Against one that may also choose the code of the apps, secrets must be out of the app's reach: keys
-and shares are used in a process of their own (:mod:`securefl.flower.holder`).
+Against one that may also choose the code of the apps, secrets must be out of the app's reach: keys,
+shares and the identity of a witness are used in a process of their own
+(:mod:`securefl.flower.holder`).
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class PaillierPart:
         secret: the whole key, on the key holder's only.
         share: on a share holder's only.
         share_in_app: whether its owner wrote that the SuperNode's app may have the share.
+        witness_in_app: whether its owner wrote that the app may sign as this witness.
     """
 
     setup: PaillierSetup
@@ -90,6 +92,7 @@ class PaillierPart:
     secret: SecretKey | None = None
     share: KeyShare | None = None
     share_in_app: bool = False
+    witness_in_app: bool = False
 
     def __repr__(self) -> str:
         return f"PaillierPart(own={self.own}, decides={self.decides}, <secrets>)"
@@ -139,20 +142,28 @@ class PaillierPart:
             secret=secret,
             share=share,
             share_in_app=section.share_in_app is not None,
+            witness_in_app=section.witness_in_app is not None,
         )
 
     def refuse_in_app(self) -> None:
         """Refuses secrets in the process of an app, whose code comes from the server's side.
 
         A run goes to all nodes at once: with their shares in their apps, all holders together
-        are no harder to read than one.
+        are no harder to read than one. The identity of a witness is such a secret: what it signs is
+        opened, a single submission too.
 
         Raises:
-            ConfigurationError: for a whole key; for a share, unless its owner wrote that it may be.
+            ConfigurationError: for a whole key; for a share or the identity of a witness, unless
+                its owner wrote that it may be.
         """
-        if self.secret is None and (self.share is None or self.share_in_app):
+        if self.secret is not None:
+            what = "a whole key"
+        elif self.share is not None and not self.share_in_app:
+            what = "a share"
+        elif self.own in self.setup.witnesses and not self.witness_in_app:
+            what = "the identity of a witness"
+        else:
             return
-        what = "a share" if self.secret is None else "a whole key"
         raise ConfigurationError(
             f"the node file gives {what} to an app, and the app's code comes from the server's "
             "side: keep it in a process of its own, python -m securefl.flower hold, and give the "

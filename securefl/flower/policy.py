@@ -177,6 +177,9 @@ class PaillierSection(_Strict):
         share: an opened share; at a share holder only, in a process of its own unless the next key
             is written.
         share_in_app: "whoever may submit runs reads this share" lets the SuperNode's app have it.
+        witness_in_app: at a witness only: "whoever may submit runs signs as this witness" lets the
+            SuperNode's app have its identity. The key holder opens what witnesses signed, so the
+            identity of a witness is worth as much as a share.
         book: what this decider has agreed to; never to be deleted or restored.
         socket: where the holder's own process listens; then nothing else stands in the node file.
     """
@@ -185,6 +188,7 @@ class PaillierSection(_Strict):
     secret: str | None = None
     share: str | None = None
     share_in_app: Literal["whoever may submit runs reads this share"] | None = None
+    witness_in_app: Literal["whoever may submit runs signs as this witness"] | None = None
     book: str | None = None
     socket: str | None = None
 

@@ -25,6 +25,7 @@ HOLDERS = (201, 202, 203, 204)
 WITNESS, KEY_HOLDER = 301, 302
 NEEDED = 3
 IN_APP = "whoever may submit runs reads this share"
+WITNESS_IN_APP = "whoever may submit runs signs as this witness"
 
 
 SHORT = 512
@@ -135,6 +136,7 @@ class KeyHolderSite(PaillierSite):
     def section(self, node: int) -> str:
         more = 'book = "book.sqlite"\n' if node in self.deciders else ""
         more += 'secret = "my.secret"\n' if node == KEY_HOLDER else ""
+        more += f'witness_in_app = "{WITNESS_IN_APP}"\n' if node == WITNESS else ""
         return f'[paillier]\nsetup = "paillier.toml"\n{more}'
 
     def node(self, node: int, app: Any = None) -> FakeNode:

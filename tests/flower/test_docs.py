@@ -74,8 +74,9 @@ def test_the_files_of_a_session_with_a_key_on_the_page_are_some() -> None:
         ["book", "setup", "share"],
         ["socket"],
     ]
-    (written,) = get_args(PaillierSection.model_fields["share_in_app"].annotation)[0].__args__
-    assert f'share_in_app = "{written}"' in PAGE
+    for key in ("share_in_app", "witness_in_app"):
+        (written,) = get_args(PaillierSection.model_fields[key].annotation)[0].__args__
+        assert f'{key} = "{written}"' in PAGE
 
 
 def test_every_code_and_every_key_stands_in_a_table() -> None:
