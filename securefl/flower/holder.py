@@ -15,9 +15,11 @@ This module knows frames and nothing of what is in them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +40,9 @@ _LENGTH = struct.Struct("<I")
 _MOST_BYTES: Final = 1 << 31
 _MOST_FIELDS: Final = 16
 _IDLE_SECONDS: Final = 30.0
+_REQUEST_SECONDS: Final = 120.0
+"""How long a whole request, or its answer, may be on the way: an app that hangs in the middle, or
+sends a byte now and then, keeps the next one waiting no longer."""
 
 
 class Courier:
@@ -92,9 +97,11 @@ def serve(listener: socket.socket, *, node_file: Path) -> None:
         with link:
             try:
                 link.settimeout(_IDLE_SECONDS)
-                request = read_fields(link)
-                link.settimeout(None)
-                _send(link, _answer(request, node_file))
+                request = read_fields(link, seconds=_REQUEST_SECONDS)
+                answer = _answer(request, node_file)
+                # For all of it: whoever asks and does not read keeps nobody else waiting.
+                link.settimeout(_REQUEST_SECONDS)
+                _send(link, answer)
             except (OSError, ConfigurationError) as error:
                 logger.warning("a connection ended without an answer: %s", printable(error))
 
@@ -183,30 +190,37 @@ def _send(link: socket.socket, fields: Request) -> None:
     link.sendall(b"".join(parts))
 
 
-def read_fields(link: socket.socket) -> Request:
+def read_fields(link: socket.socket, *, seconds: float = math.inf) -> Request:
     """The fields of one request or answer.
 
+    Args:
+        link: a connection; its own timeout is for each piece.
+        seconds: how long all pieces together may take.
+
     Raises:
-        ConfigurationError: if they are cut short, too many or too long.
+        ConfigurationError: if they are cut short, too many, too long or too late.
         OSError: of the connection.
     """
-    (count,) = _LENGTH.unpack(_exactly(link, _LENGTH.size))
+    end = time.monotonic() + seconds
+    (count,) = _LENGTH.unpack(_exactly(link, _LENGTH.size, end))
     if count > _MOST_FIELDS:
         raise ConfigurationError(f"{count} fields, at most {_MOST_FIELDS} are possible")
     found: list[bytes] = []
     left = _MOST_BYTES
     for _ in range(count):
-        (size,) = _LENGTH.unpack(_exactly(link, _LENGTH.size))
+        (size,) = _LENGTH.unpack(_exactly(link, _LENGTH.size, end))
         left -= size
         if left < 0:
             raise ConfigurationError(f"more than {_MOST_BYTES} bytes")
-        found.append(_exactly(link, size))
+        found.append(_exactly(link, size, end))
     return tuple(found)
 
 
-def _exactly(link: socket.socket, size: int) -> bytes:
+def _exactly(link: socket.socket, size: int, end: float) -> bytes:
     found = bytearray()
     while len(found) < size:
+        if time.monotonic() > end:
+            raise ConfigurationError(f"not all there in time: {len(found)} of {size} bytes")
         chunk = link.recv(min(1 << 20, size - len(found)))
         if not chunk:
             raise ConfigurationError(f"cut short after {len(found)} of {size} bytes")

@@ -31,6 +31,7 @@ from securefl.errors import (
 )
 from securefl.flower.agreement import Agreement, agreed, check_run_config, opening
 from securefl.flower.errors import Code, Refusal
+from securefl.flower.logs import traceback_of
 from securefl.flower.plan import Kind, Plan, TrainIn, config_of
 from securefl.flower.policy import Node
 from securefl.flower.records import (
@@ -337,7 +338,17 @@ def _input(plan: Plan, envelope: Envelope, model: bytes, run_app: AppFunction) -
     content = RecordDict(
         {plan.arrays_key: arrays, plan.config_key: ConfigRecord(config_of(plan.train_config))}
     )
-    reply = run_app(plan.kind, content)
+    try:
+        reply = run_app(plan.kind, content)
+    except Refusal as refusal:
+        if plan.privacy is None or refusal.code is not Code.TRAINING:
+            raise
+        # Whether it raises may follow from the records, and a refusal is no release that is paid
+        # for: a server could ask again and again, with models of its choice.
+        logger.error("training failed; zeros and noise go in its place:\n%s", traceback_of(refusal))
+        return plan.encode(
+            np.zeros(layout.length), weight=1, metrics={}, round_seed=envelope.attempt
+        )
     update = None if plan.codec is None else _update(plan, layout, reply, before)
     reported = _reported(reply)
     try:

@@ -581,19 +581,22 @@ class WorkerPool:
                 found = True
                 current.running.discard(result.client)
                 current.ready[result.client] = result
+                if not isinstance(result, _Done):
+                    # Nothing lies in its slot: kept until somebody asks, it could be the last one.
+                    current.free.append(result.slot)
         if not found:
             raise self._lost("ended")
 
     def _take(self, current: _Round, client: ClientId) -> Prepared:
         """A finished client's result, out of its slot."""
         result = current.ready.pop(client)
-        current.free.append(result.slot)
         if isinstance(result, _Diverged):
             raise TrainingDiverged(
                 client=client, round_index=current.work.round_index, what=result.what
             )
         if isinstance(result, _Failed):
             raise self._error_of(result)
+        current.free.append(result.slot)
         if result.blank:
             values = np.zeros(result.length, dtype=result.dtype)
         else:

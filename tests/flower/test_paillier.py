@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,16 +45,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefl.errors import BelowThreshold, ConfigurationError, DecryptionRefused
-from securefl.flower import SecAggConfig, SecureClientApp, SecureGrid, Timing
+from securefl.flower import SecAggConfig, SecureClientApp, SecureGrid, Timing, holder
 from securefl.flower.holder import Courier
 from securefl.flower.paillier_setup import PaillierSetup
 from securefl.flower.policy import Node
-from securefl.flower.records import frame_of, record_of_frame
+from securefl.flower.records import SESSION_TYPE, frame_of, read_envelope, record_of_frame
 from securefl.flower.state import RECORD
 from securefl.primitives.channel import sha256
+from securefl.primitives.identities import load_identity
 from securefl.primitives.paillier import files as key_files
+from securefl.primitives.paillier.block import Block
 from securefl.primitives.paillier.threshold import ThresholdPublicKey
-from securefl.protocols.paillier.messages import CheckRequest, OpenRequest
+from securefl.protocols.endpoints import ClientEnd
+from securefl.protocols.paillier.checking import multiply
+from securefl.protocols.paillier.messages import (
+    CheckRequest,
+    MessageType,
+    OpenRequest,
+    ProductStatement,
+    list_digest,
+    product_digest,
+)
+from securefl.round import RoundConfig
 from securefl.wire import decode_frame, encode_frame
 
 CLIP = 5.0
@@ -309,10 +324,6 @@ def with_request(message: Message, change: Callable[[CheckRequest], CheckRequest
 
 def product_of(frames: tuple[bytes, ...]) -> bytes:
     """Digest of the product that honest code makes of these submissions of a round."""
-    from securefl.primitives.paillier.block import Block
-    from securefl.protocols.paillier.checking import multiply
-    from securefl.protocols.paillier.messages import product_digest
-
     key = threshold_key()[0]
     total: Any = None
     for data in frames:
@@ -444,6 +455,61 @@ def test_a_key_holder_opens_nothing_without_its_witness(
     grid, _ = opening_lie(keyed, lie)
     with pytest.raises(DecryptionRefused, match=reason):
         ask(grid)
+
+
+def test_whoever_reads_the_identity_of_the_witness_has_one_update_opened_as_a_sum(
+    keyed: KeyHolderSite,
+) -> None:
+    """Why no app gets it: the holder's checks all pass, and the "mean" is one client's update."""
+    identity = load_identity(keyed.folder / str(WITNESS) / "identity.pem")
+    setup = PaillierSetup.load(keyed.setup, keyed.roster)
+
+    def lie(_: int, message: Message) -> Message:
+        frame = decode_frame(frame_of(message.content))
+        request = OpenRequest.decode(frame.body, most=6)
+        config = RoundConfig.decode(read_envelope(message.content).config or b"")
+        terms = setup.terms(bits=config.b, clients=6)
+        product = Block.from_bytes(seen[0], terms.degree).ciphertexts
+        layout, nothing = terms.block_layout, np.zeros(config.m, dtype=np.int64)
+        for _ in range(5):  # zeros of the server's own where the other five should be
+            plain = layout.pack(nothing, layout.slots(terms.degree))
+            zeros = terms.encryptor().encrypt(plain).ciphertexts
+            product = tuple(map(int, multiply(product, zeros, terms.degree.modulus)))
+        alone = terms.block_of(config.m, product, terms=6)
+        statement = ProductStatement(
+            list_digest=list_digest(config.digest(), request.contributors),
+            product_digest=product_digest(alone),
+            count=6,
+        )
+        end = ClientEnd(
+            keyed.id_of[WITNESS], config, identity=identity, directory=keyed.roster.directory()
+        )
+        forged = end.outbound(
+            MessageType.PRODUCT_STATEMENT, statement.encode(), session=config.digest()
+        )[0]
+        body = replace(request, statements=(forged.frame,), block=alone).encode()
+        message.content["frame"] = record_of_frame(encode_frame(replace(frame, body=body)))
+        return message
+
+    grid, inner = opening_lie(keyed, lie)
+    seen: list[bytes] = []
+    answer = inner.answer
+
+    def listen(node: int, message: Message) -> Message:
+        reply = answer(node, message)
+        if node == 101 and message.metadata.message_type == SESSION_TYPE:
+            frame = decode_frame(frame_of(reply.content))
+            if frame.type != MessageType.SUBMISSION:
+                return reply
+            size = int.from_bytes(frame.body[:4], "little")
+            seen.append(bytes(frame.body[4 : 4 + size]))
+        return reply
+
+    inner.answer = listen  # type: ignore[method-assign]
+    arrays = next(iter(ask(grid).content.array_records.values()))
+    for key in ("w", "b"):
+        mine = trained(model(), 101, 1)[key].numpy()
+        assert np.abs(arrays[key].numpy() - mine).max() <= 1e-4
 
 
 def flipped(data: bytes) -> bytes:
@@ -811,6 +877,41 @@ def test_a_holder_that_is_away_is_an_error_and_no_key_is_anywhere_else(
 
     with pytest.raises(Refusal, match="does not answer"):
         Courier(tmp_path / "nobody.sock").ask(b"hello")
+
+
+def test_one_who_asks_and_does_not_read_or_sends_a_byte_now_and_then_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = bytes(8 << 20)
+    monkeypatch.setattr(holder, "_answer", lambda request, node_file: (b"frame", long))
+    monkeypatch.setattr(holder, "_REQUEST_SECONDS", 0.3)
+    path = tmp_path / "holder.sock"
+    done = threading.Event()
+    with holder.listening(path) as listener, ExitStack() as stack:
+        serving = threading.Thread(
+            target=holder.serve, args=(listener,), kwargs={"node_file": tmp_path}
+        )
+        serving.start()
+        stack.callback(serving.join)
+        stack.callback(listener.shutdown, 2)
+        silent, slow = (
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in "ab"
+        )
+        silent.connect(str(path))
+        silent.sendall(struct.pack("<II", 1, 5) + b"hello")
+        slow.connect(str(path))
+        slow.sendall(struct.pack("<II", 1, 1 << 20))
+
+        def drip() -> None:
+            with suppress(OSError):
+                while not done.wait(0.02):
+                    slow.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        stack.callback(dripping.join)
+        stack.callback(done.set)
+        assert Courier(path, seconds=30).ask(b"hello") == long
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)

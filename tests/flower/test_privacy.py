@@ -228,12 +228,16 @@ def test_a_plan_below_a_nodes_privacy_floor_is_refused_before_training(
     ledger.close()
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_a_nan_under_noise_is_zeros_and_noise_and_no_refusal(bad: float, fresh: Site) -> None:
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, None])
+def test_failed_training_under_noise_is_zeros_and_noise_and_no_refusal(
+    bad: float | None, fresh: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     """A refusal would be an answer about single records that no ledger was charged for."""
     grid, inner, ledger = private(fresh)
 
     def diverged(message: Message, context: Context) -> Message:
+        if bad is None:
+            raise FloatingPointError("the loss of record 17 is not finite")
         values = np.array([bad, *update_of(context.node_id)[1:]])
         content = RecordDict({"a": ArrayRecord({"w": Array(values)})})
         return Message(content, reply_to=message)
@@ -250,6 +254,7 @@ def test_a_nan_under_noise_is_zeros_and_noise_and_no_refusal(bad: float, fresh: 
     # False alarm: below 2^-40 for eight deviations of the norm.
     spread = 0.204 * len(mean) ** 0.5
     assert np.linalg.norm(found - mean) < spread + 8 * 0.204
+    assert "zeros and noise go in its place" in caplog.text, "its owner can find it"
     ledger.close()
 
 

@@ -225,6 +225,21 @@ def test_training_that_diverges_is_told_by_the_client_it_happened_to(plain: Engi
         of(ClientId(4))
 
 
+def test_clients_whose_training_diverged_do_not_take_the_room_of_the_others(
+    plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool(plain), "_senders", lambda _round, clients: clients[2:])
+    monkeypatch.setattr(pool(plain), "_slots", 2)
+    huge = np.full(plain.model.dim, 3e38, dtype=np.float32)
+    asked = 0
+    with pool(plain).prepare(work(plain, vector=huge)) as of:
+        for client in reversed(plain.clients):
+            with pytest.raises(TrainingDiverged, match=f"client {client} in round 3"):
+                of(client)
+            asked += 1
+    assert asked == len(plain.clients)
+
+
 def test_another_codec_than_the_workers_is_refused(plain: Engine) -> None:
     spec = replace(plain._plain_codec.spec, clip_norm=0.5 * plain._plain_codec.spec.clip_norm)
     with (
