@@ -1,9 +1,10 @@
 """Runs every threat-model program and writes a gallery.
 
-One process per program, one after the other, so that each has the machine to itself. Prints one
-table, writes ``out/gallery.html`` with all pictures in it, and exits with 1 if any program did:
-an attack that should work did not, or one that should fail did not. A program whose extra is
-missing exits with 2; it is listed as skipped, and ``--strict`` makes that a failure.
+One process per program and as many side by side as there are cores, each on one core; the program
+that measures times runs last, alone. Prints one table, writes ``out/gallery.html`` with all
+pictures in it and ``out/results.md`` with all figures, and exits with 1 if any program did: an
+attack that should work did not, or one that should fail did not. A program whose extra is missing
+exits with 2; it is listed as skipped, and ``--strict`` makes that a failure.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.report import results_page
 from kit.result import DEFAULT_SEEDS, FAILS, HOLDS, USAGE, read_json
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +31,10 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 _WORDS = {HOLDS: "holds", FAILS: "FAILS", USAGE: "skipped"}
+ALONE = ("t18_noise_timing",)
+"""It measures times: a neighbour would be in them."""
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+"""Programs share the cores among them; threads on top would only wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +72,7 @@ def run_one(name: str, *, seeds: Sequence[int], quick: bool, out: Path) -> Ran:
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, **_ONE_THREAD, "COLUMNS": "120"},
     )
     return Ran(
         name=name,
@@ -74,6 +81,37 @@ def run_one(name: str, *, seeds: Sequence[int], quick: bool, out: Path) -> Ran:
         record=read_json(result) if result.exists() else None,
         said="\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]),
     )
+
+
+def run_many(
+    names: Sequence[str], *, seeds: Sequence[int], quick: bool, out: Path, jobs: int
+) -> Iterator[Ran]:
+    """Runs them, ``jobs`` side by side, the longest first as far as an earlier run tells."""
+    known = _earlier_seconds(out)
+    crowd = [name for name in names if name not in ALONE]
+    crowd.sort(key=lambda name: -known.get(name, 0.0))
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(run_one, name, seeds=seeds, quick=quick, out=out) for name in crowd]
+        for done in as_completed(waiting):
+            yield done.result()
+    for name in names:
+        if name in ALONE:
+            yield run_one(name, seeds=seeds, quick=quick, out=out)
+
+
+def _earlier_seconds(out: Path) -> dict[str, float]:
+    """Seconds of each program in the last run into this folder; empty for a first one."""
+    path = out / "summary.json"
+    if not path.exists():
+        return {}
+    return {name: one["seconds"] for name, one in json.loads(path.read_text()).items()}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def span(record: dict[str, Any], setting: str) -> str:
@@ -186,10 +224,9 @@ def _row(result: dict[str, Any]) -> str:
     return f'<tr><td class="{setting}">{setting}</td>{body}{verdict}</tr>'
 
 
-def write_gallery(ran: Sequence[Ran], out: Path) -> Path:
+def write_gallery(ran: Sequence[Ran], out: Path, seconds: float) -> Path:
     """One HTML file with everything in it: it opens from a folder and needs no network."""
     held = sum(one.code == HOLDS for one in ran)
-    seconds = sum(one.seconds for one in ran)
     path = out / "gallery.html"
     path.write_text(
         _PAGE.format(
@@ -204,6 +241,15 @@ def write_gallery(ran: Sequence[Ran], out: Path) -> Path:
     return path
 
 
+def write_files(ran: Sequence[Ran], out: Path, seconds: float) -> Path:
+    """The gallery, the page of results and the summary; the path of the gallery."""
+    records = [one.record for one in ran if one.record is not None]
+    (out / "results.md").write_text(results_page(records), encoding="utf-8")
+    summary = {o.name: {"code": o.code, "seconds": round(o.seconds, 2)} for o in ran}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return write_gallery(ran, out, seconds)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs them. 0 if all hold, 1 if one fails, 2 for a wrong argument."""
     parser = argparse.ArgumentParser(prog="run_all", description=(__doc__ or "").splitlines()[0])
@@ -211,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="smaller parameters")
     parser.add_argument("--out", type=Path, default=HERE / "out")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="beginnings of names, e.g. t05")
+    parser.add_argument("--jobs", type=int, default=cores(), help="programs side by side")
     parser.add_argument("--strict", action="store_true", help="a skipped program is a failure")
     given = parser.parse_args(argv)
     wanted = [
@@ -219,24 +266,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not wanted:
         print(f"no program begins with {given.only}; there are {programs()}", file=sys.stderr)
         return USAGE
+    if given.jobs < 1:
+        print(f"--jobs: expected at least 1, found {given.jobs}", file=sys.stderr)
+        return USAGE
     given.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=150)
-    ran = []
-    for name in wanted:
-        one = run_one(name, seeds=given.seeds, quick=given.quick, out=given.out)
+    begin, ran = time.perf_counter(), []
+    for one in run_many(
+        wanted, seeds=given.seeds, quick=given.quick, out=given.out, jobs=given.jobs
+    ):
         ran.append(one)
         word = _WORDS.get(one.code, f"exit {one.code}")
-        console.print(f"{name}: {word}, {one.seconds:.0f} s", markup=False, highlight=False)
+        console.print(f"{one.name}: {word}, {one.seconds:.0f} s", markup=False, highlight=False)
         if one.code != HOLDS:
             console.print(one.said, markup=False, highlight=False)
+    seconds = time.perf_counter() - begin
+    ran.sort(key=lambda one: one.name)
     print_table(console, ran)
-    path = write_gallery(ran, given.out)
-    (given.out / "summary.json").write_text(
-        json.dumps(
-            {o.name: {"code": o.code, "seconds": round(o.seconds, 2)} for o in ran}, indent=1
-        )
-        + "\n"
-    )
+    path = write_files(ran, given.out, seconds)
+    console.print(f"{seconds:.0f} s, {given.jobs} side by side", markup=False, highlight=False)
     console.print(f"gallery: {path}", markup=False, highlight=False)
     accepted = {HOLDS} if given.strict else {HOLDS, USAGE}
     return HOLDS if all(one.code in accepted for one in ran) else FAILS

@@ -133,7 +133,7 @@ def run(settings: Run) -> Outcome:
                 ("secure aggregation", blind[shown]),
                 ("guess without transcript", mean[shown]),
             ],
-            title=f"t01: an honest server reads single updates, n = {count}",
+            title=f"t01: an honest server divides single updates, n = {count} clients, 8 shown",
             captions=(
                 "",
                 f"{np.median(bare['psnr']):.0f} dB, {np.median(bare['ident']):.0%} identified",

@@ -156,7 +156,8 @@ def _report(
                 ("guess without transcript", np.tile(metrics.blind_image(), (len(images.x), 1))),
             ],
             captions=[*captions, f"{blind:.1f} dB, 0 % identified"],
-            title="t01b: an honest server reads single updates of a convolutional network",
+            title="t01b: an honest server inverts single updates of a convolutional network,\n"
+            f"n = {len(images.x)} clients; last row: the baseline",
         )
 
     notes = (

@@ -63,6 +63,8 @@ class Dictionary:
         net = gradients.fresh_net(HIDDEN, 0)
         self.rows = gradients.clip_rows(gradients.record_gradients(net, candidates.x, candidates.y))
         self.gram = self.rows @ self.rows.T
+        self._mean = self.rows.mean(axis=0)
+        self._apart = np.linalg.norm(self.rows - self._mean, axis=1)
         self._factors: dict[float, object] = {}
 
     def regression(self, total: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
@@ -74,8 +76,7 @@ class Dictionary:
 
     def correlation(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
         """Each candidate by itself, less what the average candidate gives; float64[1797]."""
-        centred = self.rows - self.rows.mean(axis=0)
-        scores: NDArray[np.float64] = centred @ total / np.linalg.norm(centred, axis=1)
+        scores: NDArray[np.float64] = (self.rows @ total - self._mean @ total) / self._apart
         return scores
 
 
@@ -226,7 +227,7 @@ def run(settings: Run) -> Outcome:
             plots.under_cap(
                 ax,
                 list(by_size),
-                {name: list(by_size.values())},
+                {"regression, by seed": list(by_size.values())},
                 cap=[metrics.auc_cap(metrics.mu_of(z))] * len(by_size),
                 baseline=0.5,
                 xlabel="clients in the sum",
@@ -235,7 +236,10 @@ def run(settings: Run) -> Outcome:
             )
             ax.set_xscale("log", base=2)
             ax.set_ylim(0.4, 1.03)
-        figure.suptitle("t02b: an honest server with a dictionary of 1797 records", fontsize=10)
+        figure.suptitle(
+            f"t02b: an honest server with a dictionary of 1797 records, secure sums of n = "
+            f"{sizes[0]} to {sizes[-1]}", fontsize=10,
+        )  # fmt: skip
 
     notes = (
         f"Up to {LARGEST_SESSION} clients each seed's first sum is a session; the others are added "

@@ -136,17 +136,21 @@ def run(settings: Run) -> Outcome:
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
-        noisy = [z for z in points if z]
-        plots.under_cap(
-            figure.subplots(),
-            noisy,
-            {"measured on the shipped codec": [points[z] for z in noisy]},
-            cap=caps[1:],
-            baseline=0.5,
-            xlabel="noise multiplier z on the sum (without noise the area is 1)",
-            ylabel="AUC: is the victim in the sum?",
-            title=f"t02c: server that knows all but one client, n = {CLIENTS}",
-        )
+        ax = figure.subplots()
+        fine = np.linspace(0.02, max(points), 200)
+        line = [metrics.auc_cap(metrics.mu_of(z)) for z in fine]
+        ax.plot(fine, line, "--", color="black", lw=1.2, label="cap (theory)")
+        for z, areas in points.items():
+            colour = plots.GOOD if z else plots.BAD
+            label = "library, noise z" if z else "no noise: whole sessions"
+            first = z in (0.0, 1.0)
+            ax.plot([z] * len(areas), areas, "o", color=colour, ms=5,
+                    label=label if first else None)  # fmt: skip
+        ax.axhline(0.5, color=plots.NEUTRAL, lw=1, ls=":", label="baseline: no transcript")
+        ax.set_xlabel("noise multiplier z on the sum")
+        ax.set_ylabel("AUC: is the victim in the sum?")
+        ax.set_title(f"t02c: server that knows all but one client, n = {CLIENTS}; a dot per seed")
+        ax.legend(fontsize=8)
 
     notes = (
         "An attack at its cap shows that nothing is wasted, not that the cap is low enough.",

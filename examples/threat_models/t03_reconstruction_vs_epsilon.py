@@ -172,17 +172,20 @@ def run(settings: Run) -> Outcome:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
         chosen = [shown[i] for i in (0, 1, 3, 6)]
+        bare = as_images(observe(plain_codec(65, CLIENTS), rows[:8], 1))
         plots.image_rows(
             figure,
-            [("the records", victims.x[:8]),
-             *((f"eps = {value:.4g}", images) for value, images in chosen),
+            [("the records", victims.x[:8]), ("no noise: division", bare),
+             *((f"noise, eps = {value:.4g}", images) for value, images in chosen),
              ("guess without transcript", mean[:8])],
             captions=(
                 "",
+                f"{np.median(metrics.psnr(bare, victims.x[:8])):.0f} dB",
                 *(_caption(curve, value) for value, _ in chosen),
                 f"{blind:.1f} dB, 0 % identified",
             ),
-            title=f"t03: server that knows all other inputs, n = {CLIENTS}, delta = 1e-5",
+            title=f"t03: server that knows all other inputs, Wiener filter, n = {CLIENTS}, "
+            "delta = 1e-5",
         )  # fmt: skip
 
     notes = (

@@ -6,7 +6,9 @@ Knowledge: the colluders' keys and seeds, the public configuration; no input of 
 
 Shares of the target's mask key are held by the other clients. With t of them the server removes
 all masks of the target: no lie is needed, and nobody notices. With t - 1 it has nothing. A plan for
-A colluders with a threshold t <= A is therefore refused.
+A colluders with a threshold t <= A is therefore refused. On a sparse graph the same holds inside of
+a neighbourhood: only colluders beside the target count, and a server that knows the graph before
+ids are given out, or before keys are committed, puts them there (t21).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from attackers.lists import reaches
 from attackers.measure import ALL, NONE, measured
+from attackers.neighbourhoods import RING_K, RING_N, collude_beside
 from attackers.stage import BITS, TARGET, Case, Plan, Stage
 from kit.result import Attacker, Demo, Outcome, Run, Setting
 from kit.rounds import as_image, images_as_inputs
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N, T, MAP_N = 10, 7, 12
+BELL = "Bell et al. 2020, Secure Single-Server Aggregation with (Poly)Logarithmic Overhead"
 
 
 def collude(case: Case, *, n: int, t: int, c: int, A: int = 1, checked: bool = True) -> float:
@@ -75,7 +79,9 @@ def run(run: Run) -> Outcome:
     fewer = Attacker(role=server.role, sees=server.sees, knows=server.knows, colluders=T - 1)
     maps: dict[Layout, dict[tuple[int, int], bool]] = {}
     pictures: dict[str, Ring] = {}
+    ring: dict[tuple[int, int], bool] = {}
     thresholds = range(2, MAP_N, 3 if run.quick else 1)
+    ring_thresholds = range(2, RING_K + 1)
 
     def agreement(layout: Layout) -> Callable[[Case], float]:
         """Fraction of the points of the map that are as predicted."""
@@ -88,6 +94,15 @@ def run(run: Run) -> Outcome:
             return sum(won is (c >= t) for (t, c), won in found.items()) / len(found)
 
         return one
+
+    def ring_agreement(case: Case) -> float:
+        """Fraction of the points of a neighbourhood's map that are as predicted."""
+        right = []
+        for t in ring_thresholds:
+            found = collude_beside(case, t=t)
+            ring.update({(t, c): won for (c, beside), won in found.items() if beside})
+            right += [won is (beside and c >= t) for (c, beside), won in found.items()]
+        return sum(right) / len(right)
 
     numbers = {"n": N, "t": T}
     results = [
@@ -120,32 +135,44 @@ def run(run: Run) -> Outcome:
             )
             for layout in Layout
         ),
+        measured(
+            run, ring_agreement, name=f"map over (t, c) of a neighbourhood, k={RING_K}",
+            setting=Setting.UNDEFENDED, expected=ALL, attacker=server, baseline=None, paper=BELL,
+            metric="points as predicted (recovered iff c >= t of the k neighbours collude)",
+            parameters={"n": RING_N, "k": RING_K, "t": list(ring_thresholds),
+                        "c beside": list(range(RING_K + 1)),
+                        "c elsewhere, never recovered": RING_N - 1 - RING_K},
+        ),
     ]  # fmt: skip
 
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
-        figure.set_size_inches(9, 3.4)
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25], squeeze=False)[0]
+        figure.set_size_inches(10.4, 3.6)
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 2.1], squeeze=False)[0]
         truth = images_as_inputs(1, bits=BITS, seed=run.seeds[0])[TARGET].values
         rows = [truth, *pictures.values()]
-        labels = [
-            "the client's image",
-            f"{T} colluders = t\nrecovered",
-            f"{T - 1} colluders\nnothing",
-        ]
+        labels = ["its image", f"c = {T}:\nrecovered", f"c = {T - 1}:\nnothing"]
         axes = left.subplots(1, 3)
         for ax, label, row in zip(axes, labels, rows, strict=True):
             ax.imshow(as_image(row, BITS).reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
             ax.set_title(label, fontsize=8)
             ax.set_axis_off()
-        left.suptitle(f"passive server, n={N}, t={T}")
-        ax = right.subplots()
-        ts, cs = list(range(2, MAP_N)), list(range(MAP_N - 1))
-        predicted = [[c >= t for t in ts] for c in cs]
-        title = f"n={MAP_N}: red = one client's input recovered (c >= t)"
-        executed = maps[Layout.OTHERS]
-        plots.breach_map(ax, predicted, executed, thresholds=ts, colluders=cs, title=title)
+        left.suptitle(f"Passive server and c clients\nagainst one, n={N}, t={T}", fontsize=10)
+        whole, beside = right.subplots(1, 2, width_ratios=[1.5, 1])
+        for ax, ts, cs, executed, title in (
+            (whole, list(range(2, MAP_N)), list(range(MAP_N - 1)), maps[Layout.OTHERS],
+             f"complete graph, n={MAP_N}"),
+            (beside, list(ring_thresholds), list(range(RING_K + 1)), ring,
+             f"neighbourhood, k={RING_K}, n={RING_N}"),
+        ):  # fmt: skip
+            predicted = [[c >= t for t in ts] for c in cs]
+            plots.breach_map(ax, predicted, executed, thresholds=ts, colluders=cs, title=title)
+        beside.set_ylabel("colluders c beside the target")
+        right.suptitle(
+            "Shaded red: theory says recovered (c >= t). Dots: executed, recovered. "
+            "Crosses: executed, nothing", fontsize=9,
+        )  # fmt: skip
 
     return Outcome(
         results=tuple(results),

@@ -8,6 +8,7 @@ A survivor's self-mask seed is opened, a dropout's mask key: both of one client 
 view: half of the clients hear that the target dropped out. Shrinking: everybody hears another
 list, and a sum of a handful is left. Each rule of the client is taken out once, and the attack that
 it stops recovers its victim; the library's client, same attack, same seeds, gives nothing.
+On a sparse graph the split view is one of a neighbourhood: k holders, colluders beside the target.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attackers.lists import shrink, smallest_sum, split_view
+from attackers.lists import shrink, smallest_signed, smallest_sum, split_view
 from attackers.measure import ALL, NONE, both_sides, measured
+from attackers.neighbourhoods import RING_K, RING_N, highest_beside, split_beside
 from attackers.stage import Case
 from attackers.weakened import GUARDS
-from kit.result import Attacker, Demo, Outcome, Result, Run, Setting
+from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 
 from securefl.round import Layout
 
@@ -32,6 +34,11 @@ MAP_N = 12
 SERVER = Attacker(
     role="malicious server", sees="all frames", knows="the configuration; colluders' secrets"
 )
+PLACED = Attacker(
+    role="malicious server", sees="all frames",
+    knows="the graph when it enrols its colluders: all of them are beside the target",
+)  # fmt: skip
+BELL = "Bell et al. 2020, Secure Single-Server Aggregation with (Poly)Logarithmic Overhead"
 SMALL = ((10, 6), (10, 7), (10, 8), (30, 16))
 """Where the smallest sum is opened, and one client fewer has no lists."""
 
@@ -56,6 +63,7 @@ def guards(run: Run) -> list[Result]:
 def run(run: Run) -> Outcome:
     """Measures."""
     maps: dict[Key, dict[tuple[int, int], bool]] = {}
+    rings: dict[bool, dict[tuple[int, int], bool]] = {}
     some = (0, 1, 2, 5, 8)
 
     def agreement(case: Case, layout: Layout, signed: bool) -> float:
@@ -74,6 +82,17 @@ def run(run: Run) -> Outcome:
             won is (t <= highest(layout, c, signed=signed)) for (t, c), won in found.items()
         )
         return right / len(found)
+
+    def ring_agreement(case: Case, signed: bool) -> float:
+        """Every threshold and number of colluders of a neighbourhood; later seeds the boundary."""
+        found = {
+            (t, c): split_beside(case, t=t, c=c, signed=signed) == 1.0
+            for t in range(2, RING_K + 1)
+            for c in range(RING_K - 1)
+            if signed not in rings or t - highest_beside(c) in (0, 1)
+        }
+        rings.setdefault(signed, found)
+        return sum(won is (t <= highest_beside(c)) for (t, c), won in found.items()) / len(found)
 
     def shrunk(case: Case, layout: Layout) -> float:
         """Fraction of (n, t) whose smallest sum, by the formula, was opened."""
@@ -111,6 +130,18 @@ def run(run: Run) -> Outcome:
             name=f"shrinking 50 to {few}", setting=Setting.DEFENDED, expected=NONE,
             attacker=SERVER, parameters={"n": 50, "t": 26, "mode": "active"},
         ),
+        *(
+            measured(
+                run, partial(smallest_signed, n=n, t=t, layout=layout),
+                name=f"one signed list, n={n}, t={t}, {layout.name}", setting=Setting.DEFENDED,
+                expected=Expected(op=Op.EQUAL, bound=float(t + (layout is others))),
+                attacker=SERVER, metric="fewest clients in a sum that is opened", baseline=None,
+                parameters={"n": n, "t": t, "layout": layout.name, "by theory": "t, or t + 1"},
+            )
+            for n, t, layout in (
+                (10, 6, others), (10, 6, everybody), *([] if run.quick else [(50, 26, others)]),
+            )
+        ),
         *guards(run),
         *(
             measured(
@@ -120,6 +151,16 @@ def run(run: Run) -> Outcome:
                 metric="points of the boundary as predicted", parameters={"n": MAP_N},
             )
             for layout in Layout for signed in (False, True)
+        ),
+        *(
+            measured(
+                run, partial(ring_agreement, signed=signed), paper=BELL,
+                name=f"map of a neighbourhood, {'signed' if signed else 'unsigned'} lists",
+                setting=Setting.UNDEFENDED, expected=ALL, attacker=PLACED, baseline=None,
+                metric="points as predicted (recovered iff 2t <= k + c)",
+                parameters={"n": RING_N, "k": RING_K},
+            )
+            for signed in (False, True)
         ),
         *(
             measured(
@@ -135,8 +176,8 @@ def run(run: Run) -> Outcome:
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
-        figure.set_size_inches(7.6, 5.6)
-        axes = figure.subplots(2, 2)
+        figure.set_size_inches(10.4, 5.6)
+        axes = figure.subplots(2, 3, width_ratios=[1, 1, 0.65])
         ts, cs = list(range(2, MAP_N)), list(range(MAP_N - 1))
         for ax, layout, signed in (
             (axes[0][0], others, False), (axes[0][1], others, True),
@@ -147,9 +188,17 @@ def run(run: Run) -> Outcome:
             own = "own shares count" if layout is everybody else "own shares do not exist"
             plots.breach_map(ax, predicted, maps[layout, signed], thresholds=ts, colluders=cs,
                              title=f"{what}; {own}")  # fmt: skip
+        ts, cs = list(range(2, RING_K + 1)), list(range(RING_K - 1))
+        for ax, signed in ((axes[0][2], False), (axes[1][2], True)):
+            predicted = [[t <= highest_beside(c) for t in ts] for c in cs]
+            what = "t signatures per list" if signed else "lists not signed"
+            plots.breach_map(ax, predicted, rings[signed], thresholds=ts, colluders=cs,
+                             title=f"ring, k={RING_K}; {what}")  # fmt: skip
+            ax.set_ylabel("colluders c beside the target")
         figure.suptitle(
-            f"A lying server splits the clients' view, n={MAP_N}. Shaded red: theory says that one "
-            "client is recovered.\nDots: executed, recovered. Crosses: executed, nothing."
+            "A lying server and c colluders split the clients' view, complete graph n="
+            f"{MAP_N}, ring n={RING_N}.\nShaded red: theory says that one client is recovered. "
+            "Dots: executed, recovered. Crosses: executed, nothing."
         )
 
     return Outcome(
@@ -158,6 +207,9 @@ def run(run: Run) -> Outcome:
         notes=(
             "Signatures on one common list end the shrinking; only the threshold ends the split "
             "view. The library demands both against an active server, and 2t > h + c.",
+            "On a ring signatures do not even move the bound by one, as they do on the complete "
+            "graph without own shares: neighbours of the target's holders sign, and hold no share "
+            "of the target. The library's rule 2t > h + c is right for both.",
         ),
     )
 

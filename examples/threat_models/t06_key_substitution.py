@@ -21,6 +21,7 @@ from attackers import rosters
 from attackers.measure import ALL, NONE, both_sides, measured
 from attackers.stage import BITS, TARGET
 from attackers.weakened import GUARDS, AnyKeys
+from kit.metrics import blind_image
 from kit.result import Attacker, Demo, Outcome, Run, Setting
 from kit.rounds import as_image, images_as_inputs
 from kit.view import Ring
@@ -66,12 +67,14 @@ def run(run: Run) -> Outcome:
             ("the client's image", as_image(truth, BITS)),
             ("keys believed", shown[0] if shown else blank),
             ("keys signed", shown[1] if len(shown) > 1 else blank),
+            ("guess without transcript", blind_image()),
         ]
         plots.image_rows(
-            figure, rows, title="Server swaps all public keys, n=6, t=4",
-            captions=["", "all 64 entries recovered", "client aborts: no vector is ever sent"],
+            figure, rows, title="A malicious server swaps all public keys, n=6, t=4",
+            captions=["", "all 64 entries recovered", "client aborts: no vector is ever sent",
+                      "0 of 64 entries"],
         )  # fmt: skip
-        figure.set_size_inches(5.2, 3.6)
+        figure.set_size_inches(5.2, 4.4)
 
     return Outcome(
         results=tuple(results),

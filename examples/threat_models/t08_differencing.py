@@ -237,7 +237,7 @@ def run(run: Run) -> Outcome:
             ax.imshow(as_image(vector, BITS).reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
             ax.set_title(label, fontsize=8)
             ax.set_axis_off()
-        left.suptitle(f"two correct secure sums, n={N} and {N - 1}")
+        left.suptitle(f"Honest server, two correct\nsecure sums, n={N} and {N - 1}", fontsize=10)
         rows = [
             ("no noise", 1.0, plots.BAD),
             ("no noise, large cohorts only", 1.0, plots.BAD),
@@ -246,7 +246,8 @@ def run(run: Run) -> Outcome:
         ]
         ax = right.subplots()
         ax.axvline(dp[0].cap, color="black", ls="--", lw=1)
-        ax.text(dp[0].cap, -0.55, "cap at eps 4.38", fontsize=7, ha="center")
+        ax.text(dp[0].cap, 1.0, "cap at eps 4.38", fontsize=7, ha="center", va="bottom",
+                transform=ax.get_xaxis_transform())  # fmt: skip
         plots.bars(ax, rows, xlabel="AUC: was the victim in the first sum?", title="",
                    baseline=0.5, most=1.0)  # fmt: skip
 

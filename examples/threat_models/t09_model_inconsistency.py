@@ -19,6 +19,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,15 +151,16 @@ def best_guess(opened: Opened) -> NDArray[np.float64]:
 
 SAME = "the same model for all"
 LOOSE = "two models, nothing bound"
-ONE = "two models, one configuration"
-TWO = "two models, two configurations"
-WORKS, FAILS = Expected(op=Op.AT_LEAST, bound=80.0), Expected(op=Op.AT_MOST, bound=18.0)
-"""A blind guess reaches 9 to 16 dB, by how much the victim looks like the mean image."""
+ONE = "two models, library, one configuration"
+TWO = "two models, library, two configurations"
+WORKS, NOTHING = Expected(op=Op.AT_LEAST, bound=80.0), Expected(op=Op.EQUAL, bound=0.0)
+"""A blind guess reaches 9 to 16 dB, by how much the victim looks like the mean image: where the
+attack must fail, what counts is what it adds to that."""
 JUDGED = {
     SAME: (None, Setting.NOT_DEFENDED),
     LOOSE: (WORKS, Setting.UNDEFENDED),
-    ONE: (FAILS, Setting.DEFENDED),
-    TWO: (FAILS, Setting.DEFENDED),
+    ONE: (None, Setting.DEFENDED),
+    TWO: (None, Setting.DEFENDED),
 }
 
 
@@ -201,33 +203,49 @@ def run(settings: Run) -> Outcome:
                     if name == SAME:
                         pictures["the victims"].append(truth.x[0])
             expected, setting = JUDGED[name]
+            row = partial(
+                Result,
+                threat=settings.name,
+                paper=PAPER,
+                attacker=SERVER,
+                setting=setting,
+                attack=f"closed form, {name}, n = {n}",
+                parameters={"n": n, "hidden": HIDDEN, "ring bits": codec.spec.bits},
+                seconds=time.perf_counter() - begin,
+            )
             results.append(
-                Result(
-                    threat=settings.name,
-                    paper=PAPER,
-                    attacker=SERVER,
-                    setting=setting,
-                    attack=f"closed form, {name}, n = {n}",
+                row(
                     metric="PSNR of the victim's record, dB",
                     per_seed=tuple(scores),
                     expected=expected,
                     baseline=float(np.median(blind)),
-                    parameters={"n": n, "hidden": HIDDEN, "ring bits": codec.spec.bits},
-                    seconds=time.perf_counter() - begin,
                 )
             )
+            if setting is Setting.DEFENDED:
+                gain = (max(0.0, a - b) for a, b in zip(scores, blind, strict=True))
+                results.append(
+                    row(
+                        metric="dB above a blind guess",
+                        per_seed=tuple(gain),
+                        expected=NOTHING,
+                        baseline=0.0,
+                    )
+                )
 
     def draw(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
 
         blind = [metrics.blind_image()] * len(settings.seeds)
-        decibels = {r.attack: f"{r.median:.1f} dB" for r in results}
+        decibels = {r.attack: f"{r.median:.1f} dB" for r in results if "PSNR" in r.metric}
         captions = ["", *(decibels.get(f"closed form, {name}, n = 50", "") for name in JUDGED)]
         plots.image_rows(
             figure,
-            [*((name, images) for name, images in pictures.items()), ("blind guess", blind)],
+            [
+                *((name, images) for name, images in pictures.items()),
+                ("guess without transcript", blind),
+            ],
             captions=[*captions, f"{results[0].baseline:.1f} dB"],
-            title="t09: a malicious server with two models, n = 50",
+            title="t09: a malicious server with two models,\nn = 50",
         )
 
     notes = (

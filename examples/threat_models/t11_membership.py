@@ -12,6 +12,7 @@ that learnt nothing has nothing to tell, and is no success of a defence.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,6 @@ from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, R
 from kit.streams import keyed
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from scipy.stats import norm
 
 from securefl.encoding.noisy import RECORDS_MARGIN, Contribution, NoisyCodec
 from securefl.round import AggregateSum, ClientId
@@ -236,9 +236,14 @@ def lira(odds: Floats, member: Bools) -> Floats:
         for m in range(len(odds)):
             inside = odds[others[m] & member[:, i], i]
             outside = odds[others[m] & ~member[:, i], i]
-            scores[m, i] = norm.logpdf(odds[m, i], inside.mean(), inside.std() + 0.1)
-            scores[m, i] -= norm.logpdf(odds[m, i], outside.mean(), outside.std() + 0.1)
+            scores[m, i] = log_density(odds[m, i], inside) - log_density(odds[m, i], outside)
     return scores
+
+
+def log_density(value: float, sample: Floats) -> float:
+    """Of the normal distribution with the sample's mean and widened spread, up to a constant."""
+    spread = float(sample.std()) + 0.1
+    return -0.5 * ((value - float(sample.mean())) / spread) ** 2 - math.log(spread)
 
 
 class Attacked(NamedTuple):

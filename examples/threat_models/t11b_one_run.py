@@ -131,7 +131,8 @@ def run(run: Run) -> Outcome:
             results.append(
                 Result(**common, metric="runs whose bound exceeds the claim",
                        per_seed=tuple(float((one > claim).mean()) for one in per_seed),
-                       expected=None, cap=0.05, cap_formula="1 - confidence",
+                       expected=Expected(op=Op.MEDIAN_AT_MOST, bound=0.05),
+                       cap=0.05, cap_formula="1 - confidence",
                        ci95=(rate.low, rate.high))
             )  # fmt: skip
 

@@ -158,7 +158,7 @@ CASES = (
     Case(name="sampled clients", broken=False, build=sampled, trials=(600, 400)),
     Case(name="no noise", broken=True, build=no_noise),
     Case(name="clip to 2, noise for 1", broken=True, build=clip_twice_as_wide,
-         trials=(1500, 600)),
+         trials=(1500, 400)),
     Case(name="half the shares missing", broken=True, build=half_the_shares,
          trials=(8000, 2500)),
     Case(name="no clipping", broken=True, build=no_clipping),
@@ -283,7 +283,7 @@ def run(run: Run) -> Outcome:
             ax.barh(place, row.median / claimed, color=colour, height=0.55, alpha=0.75)
             ax.plot(ratio, [place] * len(ratio), "|", color="black", ms=8)
             ax.text(max(ratio) + 0.05, place, f"{row.median:.2f} of {claimed:.2f}",
-                    va="center", fontsize=8)  # fmt: skip
+                    va="center", fontsize=8, bbox=plots.WHITE)  # fmt: skip
         ax.set_yticks(range(len(shown)), [row.attack for row in shown])
         ax.axvline(1.0, color="black", ls="--", lw=1.2)
         ax.text(1.03, -0.75, "the claim", fontsize=8, va="center")

@@ -210,7 +210,7 @@ def run(settings: Run) -> Outcome:
         results.append(
             base(
                 setting=setting,
-                attack=f"{bad} of {CLIENTS} send {lie}; {rule}",
+                attack=f"{bad} of {CLIENTS}: {lie}; {rule}" if bad else f"nobody lies; {rule}",
                 metric="test error",
                 per_seed=errors,
                 expected=expected,
@@ -244,7 +244,7 @@ def run(settings: Run) -> Outcome:
                 for r in errors
             ],
             xlabel=f"test error after {rounds} rounds (a guess errs at .9)",
-            title=f"t13: malicious clients, n = {CLIENTS}",
+            title=f"t13: malicious clients of n = {CLIENTS}, secure sums or not",
             baseline=errors[0].median,
             most=1.0,
         )

@@ -139,7 +139,7 @@ def run(settings: Run) -> Outcome:
                 for r in results
             ],
             xlabel="how far the mean moved, in clip norms (an honest client: 1/5)",
-            title=f"t13b: one malicious client, n = {CLIENTS}",
+            title=f"t13b: one malicious client of n = {CLIENTS} adds a constant in the ring",
             baseline=1 / CLIENTS,
         )  # fmt: skip
 

@@ -142,8 +142,11 @@ def run(run: Run) -> Outcome:
         ax.set_xlabel("clients n, all of them honest")
         ax.set_ylabel("error of the mean, in clip norms")
         ax.set_title(
-            f"Ring of 2^{BITS}, 16-bit levels: right up to n = floor((R-1)/L) = {LAST}, then wrong"
+            f"Nobody attacks: ring of 2^{BITS}, 16-bit levels, right up to n = floor((R-1)/L) = "
+            f"{LAST}, then wrong"
         )
+        ax.axhline(0, color=plots.NEUTRAL, lw=1, ls=":", label="baseline: the true mean")
+        ax.legend(fontsize=8, loc="center left")
 
     return Outcome(results=tuple(results), draw=draw)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attackers import paillier
 from attackers.paillier import ADDED, BITS, VICTIM, Ring, Stage
-from kit.metrics import equal_fraction
+from kit.metrics import blind_image, equal_fraction
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import as_image
 
@@ -143,12 +143,14 @@ def run(run: Run) -> Outcome:
             rows.append((name, [shown(pictures[f"{name}, {s}"])
                                 for s in (Setting.UNDEFENDED, Setting.DEFENDED)]))  # fmt: skip
             captions.append("left: check removed; right: refused")
+        rows.append(("guess without transcript", [blind_image()]))
+        captions.append("0 of 64 entries")
         plots.image_rows(
             figure, [(label, np.stack(images)) for label, images in rows],
-            title="Server asks the key holder for one update,\nn=6 (grey: nothing was opened)",
+            title="A malicious server asks the key holder for one update, n=6",
             captions=captions,
         )  # fmt: skip
-        figure.set_size_inches(6.6, 4.2)
+        figure.set_size_inches(5.2, 5.0)
 
     notes = (
         f"0.6 becomes {moved:g} or {turned:g} without any key where a ciphertext stands alone.",

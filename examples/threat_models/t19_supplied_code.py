@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from kit.metrics import equal_fraction
+from kit.metrics import blind_image, equal_fraction
 from kit.result import Attacker, Demo, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import CONTEXT, as_image, images_as_inputs
 from kit.transcript import read_transcript, write_transcript
@@ -167,11 +167,14 @@ def run(run: Run) -> Outcome:
 
         truth = images_as_inputs(1, bits=BITS, seed=run.seeds[0])[VICTIM].values
         plots.image_rows(
-            figure, [("the client's image", as_image(truth, BITS)), *pictures],
-            title="Server ships the client's code; secure\naggregation is on, n=6 (grey: nothing)",
-            captions=["", "read from one extra frame", "not run", "runs: masked vectors only"],
+            figure,
+            [("the client's image", as_image(truth, BITS)), *pictures,
+             ("guess without transcript", blind_image())],
+            title="A malicious server ships the client's code,\nsecure aggregation is on, n=6",
+            captions=["", "read from one extra frame", "not run", "runs: masked vectors only",
+                      "0 of 64 entries"],
         )  # fmt: skip
-        figure.set_size_inches(5.4, 3.8)
+        figure.set_size_inches(5.4, 4.6)
 
     note = (
         "The list of approved digests is the owner's, not the library's: nothing here enforces it."

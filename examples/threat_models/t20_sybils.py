@@ -23,7 +23,7 @@ from attackers import rosters
 from attackers.measure import ALL, NONE, measured
 from attackers.stage import BITS, TARGET, Case, Plan, Stage
 from attackers.weakened import AnyKeys
-from kit.metrics import equal_fraction
+from kit.metrics import blind_image, equal_fraction
 from kit.result import Attacker, Demo, Outcome, Run, Setting
 from kit.rounds import CONTEXT, as_image, images_as_inputs, plain_sum
 from kit.view import Ring
@@ -136,11 +136,13 @@ def run(run: Run) -> Outcome:
             ("fakes, no identities", as_image(without, BITS)),
             ("fakes, real names", as_image(None, BITS)),
             ("fakes with identities", as_image(signed, BITS)),
+            ("guess without transcript", blind_image()),
         ]
-        captions = ["", "recovered", "victim refuses: nothing", "recovered: issuer colludes"]
-        title = f"n={N}, {N - 1} of them are the server's"
+        captions = ["", "recovered", "victim refuses: nothing", "recovered: issuer colludes",
+                    "0 of 64 entries"]  # fmt: skip
+        title = f"A malicious server plays {N - 1} of n={N} clients"
         plots.image_rows(figure, rows, title=title, captions=captions)
-        figure.set_size_inches(5.2, 4.4)
+        figure.set_size_inches(5.2, 5.2)
 
     return Outcome(
         results=tuple(results),

@@ -117,13 +117,13 @@ def run(run: Run) -> Outcome:
         ax = figure.subplots()
         plots.bars(
             ax, rows, xlabel="colluders that hold a share of the target's secrets",
-            title=f"SecAgg+, n={FAR.n}, k={FAR.k}: {FAR.A} colluders, placed or not",
+            title=f"A malicious server with {FAR.A} of n={FAR.n} clients on a graph with k={FAR.k}",
             baseline=FAR.A * (FAR.k or 0) / (FAR.n - 1), most=60,
         )  # fmt: skip
         ax.axvline(FAR.t or 0, color="black", ls="--", lw=1)
         ax.text(FAR.t or 0, 2.5, f" t = {FAR.t}: recovered\n from here on", fontsize=8)
         ax.axvline(limit, color=plots.GOOD, ls="--", lw=1)
-        ax.text(limit, 1.5, f" c* = {limit}: the plan's most", fontsize=8, color=plots.GOOD)
+        ax.text(limit, 1.5, f" c* = {limit}:\n the plan's most", fontsize=8, color=plots.GOOD)
 
     return Outcome(
         results=tuple(results),

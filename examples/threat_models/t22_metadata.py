@@ -108,8 +108,8 @@ def run(run: Run) -> Outcome:
         ax.set_xticks([1, 2, 3], ["keys", "shares", "masked input"])
         ax.set_yticks(range(1, N + 1), [f"client {u}" for u in range(1, N + 1)])
         ax.set_title(
-            f"Read from lengths and senders of {frames} frames alone, n={N};\n"
-            f"also: the model has {entries} entries"
+            f"An observer of {frames} frames' lengths and senders, n={N} clients: not defended.\n"
+            f"It also reads that the model has {entries} entries; baseline: nothing known"
         )
 
     return Outcome(

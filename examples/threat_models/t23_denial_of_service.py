@@ -147,7 +147,7 @@ def run(run: Run) -> Outcome:
             ("two spare shares: round lost", results[1].median, plots.GOOD),
         ]
         plots.bars(figure.subplots(), rows, xlabel="fraction of rounds", most=1.0,
-                   title=f"One of n={N} clients gives back wrong shares")  # fmt: skip
+                   title=f"One malicious client of n={N} gives back wrong shares")  # fmt: skip
 
     return Outcome(
         results=tuple(results),

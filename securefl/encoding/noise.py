@@ -78,8 +78,11 @@ def _places(
     places: NDArray[np.int64] = table.guide[buckets]
     for step in (1 << s for s in reversed(range(table.steps))):
         # Beyond a bucket every upper word is larger than w: the search cannot run out of it.
-        last = np.minimum(places + (step - 1), len(table.low))
-        places += np.where(table.high[last] < words, step, 0)
+        if step > 1:
+            last = np.minimum(places + (step - 1), len(table.low))
+            places += np.where(table.high[last] < words, step, 0)
+        else:  # the same with fewer passes: most tables have this step only
+            places += table.high[places] < words
     wide = np.flatnonzero(table.wide[buckets])
     places[wide] = np.searchsorted(table.high[:-1], words[wide], side="left")
     for tie in np.flatnonzero(table.high[places] == words):

@@ -44,6 +44,9 @@ class DegenerateKey(SecureFLError):
     """
 
 
+_SHA256 = hashes.SHA256()
+
+
 class Unopenable(SecureFLError):
     """A ciphertext that was not made under this key for this context."""
 
@@ -117,7 +120,7 @@ class AgreementKey:
 
 def derive(ikm: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
     """HKDF-SHA256 (RFC 5869): ``length`` bytes bound to ``salt`` and ``info``."""
-    return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(ikm)
+    return HKDF(algorithm=_SHA256, length=length, salt=salt, info=info).derive(ikm)
 
 
 def seal_once(key: bytes, plaintext: bytes, aad: bytes) -> bytes:

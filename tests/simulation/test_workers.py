@@ -166,7 +166,7 @@ def plain(digits: TrainTest, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def work(made: Engine, **changes: Any) -> RoundWork:
     given = {
         "round_index": 3,
-        "vector": made.model.vector(),
+        "vector": np.random.default_rng(1).normal(0, 0.1, made.model.dim).astype(np.float32),
         "clients": made.clients,
         "codec": made.codec,
         "round_seed": bytes(range(32)),
@@ -205,8 +205,12 @@ def test_a_client_is_served_once_and_strangers_never(plain: Engine) -> None:
         with pytest.raises(ConfigurationError, match="client 77 takes no part"):
             of(ClientId(77))
     # What nobody asked for is forgotten, and the next round is as if it had not been.
-    with pool(plain).prepare(work(plain)) as of:
-        of(ClientId(1))
+    assert plain.plain is not None
+    later = work(plain, round_index=4, vector=np.ones(plain.model.dim, dtype=np.float32))
+    with pool(plain).prepare(later) as of:
+        made = of(ClientId(5)).update.values
+    expected = plain.plain.trainer(ClientId(5)).train(later.vector, round_index=4)
+    assert np.array_equal(made, expected.values)
 
 
 def test_training_that_diverges_is_told_by_the_client_it_happened_to(plain: Engine) -> None:
@@ -250,7 +254,10 @@ def test_no_two_workers_draw_the_same_noise_and_a_lost_one_ends_the_run_charged_
         victim.join()
 
     made = engine(settings, tmp_path / "run", digits, on_round=after)
-    with pytest.raises(WorkerLost, match=r"1 of 2 are gone, exit codes \[-9\].*stays charged"):
+    with pytest.raises(
+        WorkerLost,
+        match=r"ended between two rounds: 1 of 2 are gone, exit codes \[-9\].*stays charged",
+    ):
         made.run()
     # 24 vectors of a thousand noisy entries each: two equal ones are no coincidence.
     assert len(seen) == 24 == len(set(seen))

@@ -1,7 +1,6 @@
 """A named defence is taken out of a copy of the library: the program's negative control fails.
 
-As ``test_mutations``, for the programs on noise, audits and Paillier. t18 and t19 show what the
-library does not defend against: there is nothing to take out.
+As ``test_mutations``, for the programs on noise, audits and Paillier.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ SHARE = (
     "random_bytes)\n",
     "        return np.zeros(spec.padded, dtype=np.int64)\n",
 )
+DRAWN = "        np.subtract(_places(table, words, random_bytes), table.bound, out=piece)\n"
 MUTATIONS = {
     "colluders' shares count": ("t07_silent_noise_shares", [
         (SPEC, "honest = survivors - colluding\n", "honest = survivors\n")]),
@@ -59,6 +59,9 @@ MUTATIONS = {
     "one declared exponent": ("t15b_phe_exponent", [
         ("securefl/primitives/phe_interop.py", "    if not found <= {exponent}:\n",
          "    if not found:\n")]),
+    "a draw that does not follow its size": ("t18_noise_timing", [
+        ("securefl/encoding/noise.py", DRAWN,
+         DRAWN + "        for _ in range(int(np.abs(piece).sum()) // 20):\n            pass\n")]),
     "integer noise": ("t17_float_noise", [
         SHARE,
         (NOISY, "        mean = self._rotation.invert(steps, round_seed=round_seed)\n",

@@ -294,4 +294,4 @@ def test_t18_reports_its_attacks_whatever_the_machine_is_doing(
     name = "t18_noise_timing"
     assert program(name).DEMO.main(["--quick", "--out", str(tmp_path)]) in (0, 1)
     record = json.loads((tmp_path / name / "result.json").read_text())
-    assert len(record["results"]) == 4
+    assert len(record["results"]) == 5

@@ -37,6 +37,7 @@ __all__ = [
     "reaches",
     "shrink",
     "shrink_lists",
+    "smallest_signed",
     "smallest_sum",
     "split_view",
     "too_few_inputs",
@@ -222,6 +223,20 @@ def shrink(
         else:
             stage.ask(u, alive, peers=stage.peers(u))
     return _judge(stage, case, stage.honest[:kept])
+
+
+def smallest_signed(case: Case, *, n: int, t: int, layout: Layout) -> float:
+    """Fewest clients in a sum that is opened from one list that all of them signed.
+
+    The clients ask for no more than the thresholds do; the server tries ever longer lists.
+    Colluders among the names would be taken off.
+    """
+    for size in range(t - 1, n + 1):
+        plan = Plan(n=n, t=t, n_min=3, layout=layout, active=True, checked=False)
+        stage = Stage.of(plan, case=case).play("consistency_check")
+        if _opened_by_all(stage, case, stage.ids[:size], stage.ids[:size]) == 1.0:
+            return float(size)
+    return float("nan")
 
 
 # -- the same lies against clients that want signatures -----------------------------------------

@@ -265,7 +265,10 @@ def cut_ring(case: Case) -> float:
 
 
 def ring_order(stage: Stage) -> list[ClientId]:
-    """The ring, walked from neighbour to neighbour: with k = 4, whoever shares most is next."""
+    """The ring, walked from neighbour to neighbour: whoever shares most neighbours is next.
+
+    For n >= 2k + 2, so that neighbourhoods overlap on one side only.
+    """
     ids = stage.config.cohort.ids
     near = {u: set(stage.graph.peers(u, ids)) for u in ids}
     order = [ids[0]]

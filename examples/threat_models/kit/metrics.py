@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
-from scipy.stats import beta, norm, rankdata
+from scipy.special import betaincinv, log_ndtr, ndtr, ndtri  # scipy.stats is slow to import
 
 from kit import data
 
@@ -119,8 +117,8 @@ def clopper_pearson(hits: int, trials: int, *, confidence: float = 0.95) -> Esti
     if not 0 <= hits <= trials or trials < 1:
         raise ValueError(f"expected 0 <= hits <= trials, found {hits} of {trials}")
     tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
     return Estimate(hits / trials, low, high)
 
 
@@ -134,13 +132,20 @@ def auc(members: ArrayLike, others: ArrayLike) -> Estimate:
     m, n = len(a), len(b)
     if m < 2 or n < 2:
         raise ValueError(f"an AUC needs two scores on each side, found {m} and {n}")
-    ranks = rankdata(np.concatenate([a, b]))
-    above = (ranks[:m] - rankdata(a)) / n  # per member: fraction of others below it
-    below = 1 - (ranks[m:] - rankdata(b)) / m
+    ranks = _ranks(np.concatenate([a, b]))
+    above = (ranks[:m] - _ranks(a)) / n  # per member: fraction of others below it
+    below = 1 - (ranks[m:] - _ranks(b)) / m
     value = float(above.mean())
     error = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
     error = max(error, 3.0 / min(m, n) / 1.96) if value in (0.0, 1.0) else error
     return Estimate(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+
+
+def _ranks(values: Floats) -> Floats:
+    """1 for the smallest; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def tpr_at_fpr(members: ArrayLike, others: ArrayLike, fpr: float = 0.01) -> Estimate:
@@ -185,7 +190,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     if mu <= 0:
         return 0.0
-    second = epsilon + float(norm.logcdf(-mu / 2 - epsilon / mu))
+    second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
     return max(0.0, float(ndtr(mu / 2 - epsilon / mu)) - math.exp(second))
 
 
@@ -199,5 +204,8 @@ def gaussian_epsilon(mu: float, delta: float = DELTA) -> float:
         return 0.0
     if math.isinf(mu):
         return math.inf
-    high = mu * mu / 2 + mu * 10 + 1
-    return float(brentq(lambda e: gaussian_delta(mu, e) - delta, 0.0, high, xtol=1e-10))
+    low, high = 0.0, mu * mu / 2 + mu * 10 + 1
+    while high - low > 1e-10 * max(1.0, high):  # delta falls with epsilon
+        middle = (low + high) / 2
+        low, high = (low, middle) if gaussian_delta(mu, middle) <= delta else (middle, high)
+    return high

@@ -249,7 +249,8 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("securefl", "numpy", "scipy", "scikit-learn", "torch", "opacus"):
         module = {"scikit-learn": "sklearn"}.get(name, name)
-        if module in sys.modules:
+        # The images are read from scikit-learn's file without importing it.
+        if module in sys.modules or (module == "sklearn" and "kit.data" in sys.modules):
             found[name] = importlib.metadata.version(name)
     return found
 
