@@ -840,7 +840,7 @@ def test_no_app_decides_unless_the_owner_wrote_so_and_never_with_a_whole_key(
     from securefl.flower.errors import Code, Refusal
 
     home = keyed.folder / str(KEY_HOLDER)
-    with pytest.raises(Refusal, match="a process of its own") as caught:
+    with pytest.raises(Refusal, match="has an app decide as the key holder") as caught:
         Node.of({"securefl": str(home / "node.toml")}, node_id=1)
     assert caught.value.code is Code.IDENTITY
     for site, node, what in (
