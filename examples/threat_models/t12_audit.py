@@ -152,10 +152,10 @@ def always_there(z: float, seed: int) -> tuple[Aggregator, Claim]:
 
 
 CASES = (
-    Case(name="correct", broken=False, build=correct, trials=(1200, 400)),
+    Case(name="correct", broken=False, build=correct, trials=(1200, 300)),
     Case(name="half the shares missing, accounted", broken=False,
-         build=half_the_shares_accounted, trials=(1200, 400)),
-    Case(name="sampled clients", broken=False, build=sampled, trials=(600, 400)),
+         build=half_the_shares_accounted, trials=(1200, 300)),
+    Case(name="sampled clients", broken=False, build=sampled, trials=(600, 300)),
     Case(name="no noise", broken=True, build=no_noise),
     Case(name="clip to 2, noise for 1", broken=True, build=clip_twice_as_wide,
          trials=(1500, 400)),

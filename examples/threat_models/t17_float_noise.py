@@ -152,7 +152,7 @@ class Kind:
 
 def kinds() -> list[Kind]:
     """All of them; Opacus' only where it is installed."""
-    floats, claim = (200_000, 50_000), gaussian_epsilon(1 / Z)
+    floats, claim = (200_000, 30_000), gaussian_epsilon(1 / Z)
     found = [
         Kind(name="NumPy, float64", setting=Setting.UNDEFENDED, releases=numpy_float64,
              claim=claim, draws=floats, parameters={"noise": "numpy"}),

@@ -45,7 +45,6 @@ WATCHER = Attacker(
 DEVIATION = 1000  # steps
 TAIL = 3.3  # standard deviations
 REPEATS = 60
-VECTORS = 300
 Floats = NDArray[np.float64]
 
 
@@ -165,7 +164,7 @@ def _together(found: list[Estimate]) -> tuple[float, float]:
 
 def run(run: Run) -> Outcome:
     """Measures."""
-    few, many = (60, 60) if run.quick else (100, 300)
+    few, many, whole = (60, 60, 200) if run.quick else (100, 300, 300)
     results = []
 
     def row(attack: str, setting: Setting, found: list[Estimate], wanted: Expected | None,
@@ -205,17 +204,19 @@ def run(run: Run) -> Outcome:
         begin,
         draws=2 * few,
     )
-    # Two halves of 150 draws: an AUC of .5 is seen above .7 with probability 10^-5 (of a seed).
+    # On an idle machine the table's is about .6: a little is told. From 150 (quick: 100) scored
+    # draws, an AUC of .62 is seen above .75 with probability .003 (.01) in one seed; two of three
+    # seeds have to be.
     for attack, setting, measure, wanted in (
         ("counting sampler, 64 draws at once: above its median", Setting.UNDEFENDED,
          counted_vectors, Expected(op=Op.MEDIAN_AT_LEAST, bound=0.8)),
         ("library's table, 4096 draws at once: above its median", Setting.DEFENDED,
-         whole_vectors, Expected(op=Op.MEDIAN_AT_MOST, bound=0.7)),
+         whole_vectors, Expected(op=Op.MEDIAN_AT_MOST, bound=0.75)),
     ):  # fmt: skip
         begin = time.perf_counter()
-        vectors = [measure(seed, VECTORS) for seed in run.seeds]
+        vectors = [measure(seed, whole) for seed in run.seeds]
         found = [told_apart(s, t, float(np.median(s))) for s, t in vectors]
-        row(attack, setting, found, wanted, begin, vectors=VECTORS, repeats=3)
+        row(attack, setting, found, wanted, begin, vectors=whole, repeats=3)
 
     def draw_picture(figure: Figure) -> None:
         from kit import plots  # noqa: PLC0415  # matplotlib is an extra
