@@ -474,6 +474,8 @@ class SecureGrid(Grid):
                 bits=config.bits,
             )
             bits, resolution, length = spec.bits, spec.resolution, spec.length
+            if isinstance(params, PaillierNumbers):
+                bits = _unwrapped(spec, fixed=config.bits)
             privacy = PrivacyTerms(
                 noise_multiplier=spec.noise_multiplier, honest_shares=spec.honest_shares
             )
@@ -781,6 +783,21 @@ def _is_error(reply: Message, record: RoundRecord) -> bool:
     else:
         record.refusals[code] += 1
     return True
+
+
+def _unwrapped(spec: NoisySpec, *, fixed: int | None) -> int:
+    """Bits in which no client's update and noise wrap: for sums of numbers and not of residues.
+
+    Raises:
+        ConfigurationError: if a fixed number of bits is too small for that.
+    """
+    needed = (2 * spec.reach).bit_length()
+    if fixed is not None and needed > spec.bits:
+        raise ConfigurationError(
+            f"with Paillier the numbers themselves are added: one client's update and noise reach "
+            f"{spec.reach}, which {spec.bits} bits do not hold; leave them out, or give {needed}"
+        )
+    return max(spec.bits, needed)
 
 
 def _with_complaints(error: BelowThreshold, record: RoundRecord) -> SecureFLError:

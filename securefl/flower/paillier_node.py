@@ -300,6 +300,12 @@ def check_numbers(config: RoundConfig, plan: Plan, node: Node, policy: ClientPol
         check_demands(config, policy)
     except ConfigurationError as error:
         raise Refusal(Code.THRESHOLD, str(error)) from None
+    if plan.may_wrap:
+        raise Refusal(
+            Code.THRESHOLD,
+            f"one client's update and noise may pass {config.b} bits, and a sum of numbers that "
+            "are not reduced would show it",
+        )
 
 
 def check_in(config: RoundConfig, plan: Plan, u: ClientId, node: Node) -> bytes:

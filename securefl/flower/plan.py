@@ -287,6 +287,16 @@ class Plan(_Strict):
             )
         )
 
+    @property
+    def may_wrap(self) -> bool:
+        """Whether noise can carry one client's entry around the modulus.
+
+        Modulo m that is a rare wrong number. Where the numbers themselves are added, as in the
+        slots of Paillier, it moves the sum by m, and the sum tells more than the sum.
+        """
+        codec = self._codec()
+        return isinstance(codec, NoisyCodec) and 2 * codec.spec.reach >= self.modulus
+
     def event(self, survivors: int, colluding: int) -> Event:
         """What opening a sum costs under :attr:`privacy`, the sampler's distance included.
 

@@ -1026,3 +1026,31 @@ def test_the_digest_to_compare_covers_key_and_holders(holders: PaillierSite) -> 
     again = PaillierSetup.load(holders.folder / "101" / "paillier.toml", holders.roster)
     assert setup.digest() == again.digest() != swapped.digest()
     assert setup.digest() != sha256(b"")
+
+
+def test_noise_that_could_wrap_is_refused_by_the_server_and_by_every_node(
+    quick_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers themselves are added: a wrap would move the sum by the modulus, and be seen."""
+    from securefl.flower import DistributedDP, Weighting
+    from securefl.flower import grid as server
+
+    site = PaillierSite(quick_folder / "wraps")
+
+    def asked(bits: int | None) -> SecureGrid:
+        noise = DistributedDP(
+            noise_multiplier=1.0,
+            epsilon=20.0,
+            delta=1e-5,
+            ledger=tmp_path / f"{bits}-{len(list(tmp_path.iterdir()))}.ledger",
+        )
+        fields: dict[str, Any] = {"weighting": Weighting.UNIFORM, "max_weight": None, "bits": bits}
+        made, _ = make(site, privacy=noise, max_dropped=2, **fields)
+        return made
+
+    with pytest.raises(ConfigurationError, match="which 9 bits do not hold"):
+        ask(asked(9))
+    ask(asked(None))
+    monkeypatch.setattr(server, "_unwrapped", lambda spec, fixed: spec.bits)
+    with pytest.raises(BelowThreshold, match="refused: E105"):
+        ask(asked(9))
