@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,12 +193,57 @@ def packed_bytes(count: int, b: int) -> int:
     return (count * b + 7) // 8
 
 
-# Bit packing first joins neighbours in pairs, element by element, while two fit into 64 bits. What
-# is left works on runs of L elements that fill W whole 64-bit words: L·b = 64·W. For each of the L
-# places in a run, one vector operation handles that place in all runs of a block. Blocks are kept
-# small, because the operations stride through memory and should stay inside the cache, and large
-# enough that the operations are not all overhead.
+# Bit packing first joins neighbours in pairs, element by element, into elements of w <= 64 bits.
+# Every P = 8 / gcd(w, 8) of these fill w P / 8 whole bytes, so element p of all such groups begins
+# at the same bit of a byte. If no element then spans nine bytes, one vector operation per p handles
+# all groups through a view of overlapping 64-bit words, byte steps apart. For the four widths that
+# remain, runs of L elements that fill W words (L b = 64 W) take one operation for each of L places.
+# Work is done in blocks that stay inside the cache, and are large enough that the operations are
+# not all overhead.
 _BLOCK_ELEMENTS = 1 << 15
+
+
+class _Layout(NamedTuple):
+    """How elements of b bits lie in bytes once they are joined.
+
+    Attributes:
+        joins: how often neighbours are joined.
+        width: w, bits of a joined element.
+        groups: joined elements of one group; a group of them has at least eight bytes.
+        size: bytes of a group.
+    """
+
+    joins: int
+    width: int
+    groups: int
+    size: int
+
+
+@cache
+def _layout(b: int) -> _Layout | None:
+    """The most joins with which every element lies in eight bytes; None if none does."""
+    for joins in range((64 // b).bit_length() - 1, -1, -1):
+        w = b << joins
+        period = 8 // gcd(w, 8)
+        if all(p * w % 8 + w <= 64 for p in range(period)):
+            # Views of one place must not overlap themselves: eight bytes apart at least.
+            period *= -(-8 // (w * period // 8))
+            return _Layout(joins, w, period, w * period // 8)
+    return None
+
+
+def _places(raw: NDArray[np.uint8], layout: _Layout, groups: int) -> list[tuple[Any, np.uint64]]:
+    """For each element of a group, the words that hold it in all groups, and its first bit."""
+    bits = [p * layout.width for p in range(layout.groups)]
+    return [
+        (
+            np.ndarray(
+                (groups,), dtype="<u8", buffer=raw.data, offset=bit // 8, strides=(layout.size,)
+            ),
+            np.uint64(bit % 8),
+        )
+        for bit in bits
+    ]
 
 
 def _run(b: int) -> tuple[int, int]:
@@ -224,28 +270,60 @@ def pack_words(values: Words, b: int) -> bytes:
     native = _native(b)
     if native is not None:
         return values.astype(native, copy=False).tobytes()
-    L, W = _run(b)
+    L, _ = _run(b)
     step = max(1, _BLOCK_ELEMENTS // L) * L
     parts = [
-        _pack_block(values[start : start + step], b, L, W) for start in range(0, len(values), step)
+        # A block ends with a whole word, but for the last one, which ends with padding.
+        _pack_block(piece, b)[: packed_bytes(len(piece), b)]
+        for piece in (values[start : start + step] for start in range(0, len(values), step))
     ]
-    return b"".join(parts)[: packed_bytes(len(values), b)]
+    return b"".join(parts)
 
 
-def _joins(b: int) -> int:
-    """How often elements of b bits can be joined pairwise in 64 bits."""
-    return (64 // b).bit_length() - 1
-
-
-def _pack_block(values: Words, b: int, L: int, W: int) -> bytes:
-    runs = -(-len(values) // L)
-    joined = np.zeros(runs * L, dtype=np.uint64)
+def _pack_block(values: Words, b: int) -> bytes:
+    layout = _layout(b)
+    if layout is None:
+        return _pack_runs(values, b)
+    groups = -(-len(values) // (layout.groups << layout.joins))
+    joined = np.zeros(groups * layout.groups << layout.joins, dtype=np.uint64)
     joined[: len(values)] = values
-    for _ in range(_joins(b)):
-        high = joined[1::2] << np.uint64(b)
+    for step in range(layout.joins):
+        high = joined[1::2] << np.uint64(b << step)
         high |= joined[0::2]
-        joined, b, L = high, 2 * b, L // 2
-    places = np.ascontiguousarray(joined.reshape(runs, L).T)
+        joined = high
+    raw = np.zeros(groups * layout.size + 8, dtype=np.uint8)
+    elements = joined.reshape(groups, layout.groups)
+    for p, (words, first) in enumerate(_places(raw, layout, groups)):
+        np.bitwise_or(words, elements[:, p] << first, out=words)
+    return raw[: groups * layout.size].tobytes()
+
+
+def _unpack_block(data: memoryview, count: int, b: int) -> NDArray[np.uint64]:
+    layout = _layout(b)
+    if layout is None:
+        return _unpack_runs(data, count, b)
+    groups = -(-count // (layout.groups << layout.joins))
+    raw = np.zeros(groups * layout.size + 8, dtype=np.uint8)
+    raw[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    elements = np.empty((groups, layout.groups), dtype=np.uint64)
+    for p, (words, first) in enumerate(_places(raw, layout, groups)):
+        np.right_shift(words, first, out=elements[:, p])
+    joined = elements.reshape(-1)
+    joined &= np.uint64((1 << layout.width) - 1)
+    for step in reversed(range(layout.joins)):
+        halves = np.empty((len(joined), 2), dtype=np.uint64)
+        np.bitwise_and(joined, np.uint64((1 << (b << step)) - 1), out=halves[:, 0])
+        np.right_shift(joined, np.uint64(b << step), out=halves[:, 1])
+        joined = halves.reshape(-1)
+    return joined[:count]
+
+
+def _pack_runs(values: Words, b: int) -> bytes:
+    L, W = _run(b)
+    runs = -(-len(values) // L)
+    places = np.zeros((runs, L), dtype=np.uint64)
+    places.reshape(-1)[: len(values)] = values
+    places = np.ascontiguousarray(places.T)
     words = np.zeros((W, runs), dtype=np.uint64)
     for j in range(L):
         word, shift = divmod(j * b, 64)
@@ -255,13 +333,12 @@ def _pack_block(values: Words, b: int, L: int, W: int) -> bytes:
     return words.T.astype("<u8").tobytes()
 
 
-def _unpack_block(data: memoryview, count: int, b: int, L: int, W: int) -> NDArray[np.uint64]:
+def _unpack_runs(data: memoryview, count: int, b: int) -> NDArray[np.uint64]:
+    L, W = _run(b)
     runs = -(-count // L)
     raw = np.zeros(runs * W * 8, dtype=np.uint8)
     raw[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     words = np.ascontiguousarray(raw.view("<u8").reshape(runs, W).T).astype(np.uint64, copy=False)
-    joins = _joins(b)
-    b, L = b << joins, L >> joins
     mask = np.uint64((1 << b) - 1)
     places = np.empty((L, runs), dtype=np.uint64)
     for j in range(L):
@@ -270,14 +347,7 @@ def _unpack_block(data: memoryview, count: int, b: int, L: int, W: int) -> NDArr
         if shift + b > 64:
             places[j] |= words[word + 1] << np.uint64(64 - shift)
         places[j] &= mask
-    joined = places.T.reshape(-1)
-    for _ in range(joins):
-        b //= 2
-        halves = np.empty((len(joined), 2), dtype=np.uint64)
-        np.bitwise_and(joined, np.uint64((1 << b) - 1), out=halves[:, 0])
-        np.right_shift(joined, np.uint64(b), out=halves[:, 1])
-        joined = halves.reshape(-1)
-    return joined[:count]
+    return places.T.reshape(-1)[:count]
 
 
 def _check_packed(data: Buffer, count: int, b: int) -> None:
@@ -319,7 +389,7 @@ def add_packed(total: Words, data: Buffer, b: int) -> None:
         block = view[first : first + packed_bytes(count, b)]
         piece = total[start : start + count]
         # Where b <= 32 the upper half of each unpacked word is zero: nothing is cut off.
-        np.add(piece, _unpack_block(block, count, b, L, W), out=piece, casting="unsafe")
+        np.add(piece, _unpack_block(block, count, b), out=piece, casting="unsafe")
 
 
 def unpack_words(data: Buffer, count: int, b: int) -> Words:

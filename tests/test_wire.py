@@ -147,14 +147,16 @@ def test_packing_is_the_documented_bit_order(b: int, data: st.DataObject) -> Non
     assert unpack_words(raw, len(values), b).tolist() == values
 
 
-@pytest.mark.parametrize("b", [1, 7, 8, 13, 31, 32, 33, 63, 64])
-def test_packing_crosses_block_borders(b: int) -> None:
-    count = (1 << 14) * 2 + 77
+@pytest.mark.parametrize("b", range(1, 65))
+def test_packing_is_that_of_single_bits_also_across_blocks(b: int) -> None:
+    count = (1 << 15) + 77
     values = (np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(
         64 - b
     )
+    bits = (values[:, None] >> np.arange(b, dtype=np.uint64)) & np.uint64(1)
     values = values.astype(np.uint32 if b <= 32 else np.uint64)
     raw = pack_words(values, b)
+    assert raw == np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
     assert np.array_equal(unpack_words(raw, count, b), values)
     total = values.copy()
     add_packed(total, raw, b)

@@ -139,10 +139,13 @@ class SecureRandom:
                 return piece
             rest = self._buffer[self._position :]
             missing = n - len(rest)
-            fresh = self._stream.update(bytes(max(missing, self._BUFFER)))
+            # Not much more than was asked for: a large request is hardly copied.
+            size = missing if missing >= self._BUFFER else self._BUFFER
+            zeros = _ZEROS if size <= len(_ZEROS) else bytes(size)
+            fresh = self._stream.update(memoryview(zeros)[:size])
             self._buffer = fresh[missing:]
             self._position = 0
-            return rest + fresh[:missing]
+            return rest + fresh[:missing] if rest or size > missing else fresh
 
     def __repr__(self) -> str:
         return "SecureRandom(<secret>)"

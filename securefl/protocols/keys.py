@@ -9,6 +9,7 @@ arguments; a protocol adds its own derivations in its own ``keys`` module.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,13 +64,15 @@ def audit_root(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> byt
         size: leaves in the tree.
         path: siblings, from the leaf upwards.
     """
-    node = sha256(b"\x00" + leaf)
+    # Every client checks some hundred nodes: the function itself, without a layer around it.
+    node = hashlib.sha256(b"\x00" + leaf).digest()
     used = 0
     while size > 1:
         if index ^ 1 < size:
             if used == len(path):
                 return None
-            node = sha256(b"\x01" + (path[used] + node if index & 1 else node + path[used]))
+            pair = path[used] + node if index & 1 else node + path[used]
+            node = hashlib.sha256(b"\x01" + pair).digest()
             used += 1
         index >>= 1
         size = (size + 1) >> 1
