@@ -60,8 +60,10 @@ MUTATIONS = {
         ("securefl/primitives/phe_interop.py", "    if not found <= {exponent}:\n",
          "    if not found:\n")]),
     "a draw that does not follow its size": ("t18_noise_timing", [
+        # 54,000 steps on average for 4096 draws, 15 % of them by their size.
         ("securefl/encoding/noise.py", DRAWN,
-         DRAWN + "        for _ in range(int(np.abs(piece).sum()) // 20):\n            pass\n")]),
+         DRAWN + "        for _ in range(max(0, int(np.abs(piece).sum()) // 5 - 600_000)):\n"
+         "            pass\n")]),
     "integer noise": ("t17_float_noise", [
         SHARE,
         (NOISY, "        mean = self._rotation.invert(steps, round_seed=round_seed)\n",
