@@ -164,7 +164,7 @@ td, th {{ border-bottom: 1px solid #ddd; padding: .15rem .6rem; text-align: left
  vertical-align: top }}
 .undefended {{ color: #b2182b }} .defended {{ color: #2166ac }} .not-defended {{ color: #8a5a00 }}
 .no {{ background: #b2182b; color: #fff }} dt {{ font-weight: 600; float: left; width: 7rem }}
-dd {{ margin-left: 7rem }} nav a {{ margin-right: .8rem; white-space: nowrap }}
+dd {{ margin-left: 7rem }} nav a {{ display: inline-block; margin-right: .8rem }}
 </style></head><body>
 <h1>Threat models</h1>
 <p>Each attack is run twice: <b class="undefended">undefended</b>, with the named defence taken out,
