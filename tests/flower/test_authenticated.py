@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,21 @@ class AuthenticatedCluster(Cluster):
                 env=self._environment, cwd=self.folder, check=True, timeout=60,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
+
+    def wait_until_online(self, seconds: float = 120) -> None:
+        """Until the SuperLink counts all nodes as online; one that starts is not, for a moment."""
+        end = time.monotonic() + seconds
+        while True:
+            listed = subprocess.run(
+                ["flwr", "supernode", "list", "dep", "--format", "json"],
+                env=self._environment, cwd=self.folder, timeout=60, check=True,
+                capture_output=True, text=True,
+            )  # fmt: skip
+            nodes = json.loads(listed.stdout)["nodes"]
+            if sum(node["status"] == "online" for node in nodes) == self.count:
+                return
+            assert time.monotonic() < end, f"not all online: {nodes}"
+            time.sleep(0.5)
 
 
 def _write_node_key(path: Path) -> None:
@@ -132,6 +149,7 @@ def test_an_authenticated_supernode_started_anew_has_lost_its_session(tmp_path: 
         site.end("node2")
         site.start_node(2)
         site.wait_for("node2", "SuperNode ID", since=before)
+        site.wait_until_online()
         (tmp_path / "node4" / "go").touch()
         outcome = site.finish(process)
         assert_models(outcome, [[0, 1, 3, 4]])
