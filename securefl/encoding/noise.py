@@ -74,18 +74,23 @@ def _places(
     A 128-bit number t is at most w 2^64 + v, with v still to be drawn, if its upper word is below
     w; only where it equals w does v matter.
     """
-    buckets = (words >> np.uint64(48)).view(np.int64)
-    places: NDArray[np.int64] = table.guide[buckets]
-    for step in (1 << s for s in reversed(range(table.steps))):
-        # Beyond a bucket every upper word is larger than w: the search cannot run out of it.
-        if step > 1:
-            last = np.minimum(places + (step - 1), len(table.low))
-            places += np.where(table.high[last] < words, step, 0)
-        else:  # the same with fewer passes: most tables have this step only
-            places += table.high[places] < words
-    wide = np.flatnonzero(table.wide[buckets])
+    # The index of a bucket has 16 bits: clipping, the fastest mode of take, never happens.
+    found = table.guide.take((words >> np.uint64(48)).view(np.int64), mode="clip")
+    wide = np.flatnonzero(found == table.wide)
+    places = found.astype(np.int64)
+    # These are final: the steps below add nothing where the upper word is not below w.
     places[wide] = np.searchsorted(table.high[:-1], words[wide], side="left")
-    for tie in np.flatnonzero(table.high[places] == words):
+    if table.steps == 1:  # as most tables: at most one upper word in a bucket, read once
+        upper = table.high.take(places, mode="clip")
+        ties = np.flatnonzero(upper == words)
+        places += upper < words
+    else:
+        for step in (1 << s for s in reversed(range(table.steps))):
+            # Beyond a bucket every upper word is larger than w: the search cannot run out of it.
+            last = np.minimum(places + (step - 1), len(table.low))
+            places += np.where(table.high.take(last, mode="clip") < words, step, 0)
+        ties = np.flatnonzero(table.high.take(places, mode="clip") == words)
+    for tie in ties:
         word = words[tie]
         first = int(places[tie])
         end = int(np.searchsorted(table.high[:-1], word, side="right"))

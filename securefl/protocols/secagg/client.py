@@ -36,7 +36,7 @@ from securefl.errors import (
 )
 from securefl.modular import RingVector, Words
 from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
-from securefl.primitives.sharing import parse_share_words, share
+from securefl.primitives.sharing import PRIME, share
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.endpoints import ClientEnd
 from securefl.protocols.machine import (
@@ -54,7 +54,7 @@ from securefl.protocols.secagg.keys import SEED_BYTES, KeySchedule, audit_root
 from securefl.protocols.secagg.masks import mask_in_place
 from securefl.protocols.secagg.messages import (
     B_WORDS,
-    S_WORDS,
+    SHARES_BYTES,
     Abort,
     AdvertiseKeys,
     EncryptedShares,
@@ -523,16 +523,19 @@ class SecAggClient(RestartableMachine):
         delivery = ShareDelivery.decode(body, peers=len(self._P))
         Q = [v for v, there in zip(self._P, delivery.present, strict=True) if there]
         self._enough_holders(len(Q))
-        b_shares = np.zeros((len(Q), B_WORDS), dtype=np.uint32)
-        s_shares = np.zeros((len(Q), S_WORDS), dtype=np.uint32)
+        opened = np.zeros((len(Q), SHARES_BYTES), dtype=np.uint8)
         readable = np.zeros(len(Q), dtype=np.bool_)
         for i, (v, ciphertext) in enumerate(zip(Q, delivery.ciphertexts, strict=True)):
             try:
-                words = self._open(v, ciphertext)
-            except (Unopenable, WireError):
+                opened[i] = np.frombuffer(self._open(v, ciphertext), dtype=np.uint8)
+            except Unopenable:
                 continue
-            b_shares[i], s_shares[i] = words[:B_WORDS], words[B_WORDS:]
             readable[i] = True
+        words = opened.view("<u4").astype(np.uint32, copy=False)
+        # A dealer whose shares are no field elements has dealt none; all dealers in one pass.
+        readable &= (words < PRIME).all(axis=1)
+        words[~readable] = 0
+        b_shares, s_shares = words[:, :B_WORDS].copy(), words[:, B_WORDS:].copy()
         if int(readable.sum()) + self._own_share < self._config.t:
             bad = [v for v, good in zip(Q, readable, strict=True) if not good]
             raise DecryptionFailed(
@@ -546,10 +549,10 @@ class SecAggClient(RestartableMachine):
         self._in_U2, self._readable = delivery.present, readable
         return [ShareUnreadable(dealer=v) for v, g in zip(Q, readable, strict=True) if not g]
 
-    def _open(self, v: ClientId, ciphertext: bytes) -> NDArray[np.uint32]:
+    def _open(self, v: ClientId, ciphertext: bytes) -> bytes:
         session, key = self._end.session, self._live().channel_keys[v]
         assert session is not None  # noqa: S101  # set on the roster
-        return parse_share_words(self._keys.open_shares(key, session, v, self._u, ciphertext))
+        return self._keys.open_shares(key, session, v, self._u, ciphertext)
 
     def _mask_if_complete(self) -> list[Outbound | Event]:
         """Emits y_u once both the shares and the input are there."""
