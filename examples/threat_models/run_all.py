@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.report import results_page
+from kit.report import is_judged, required, results_page
 from kit.result import DEFAULT_SEEDS, FAILS, HOLDS, USAGE, read_json
 from rich.console import Console
 from rich.markup import escape
@@ -208,19 +208,19 @@ def section(one: Ran, out: Path) -> str:
 
 
 def _row(result: dict[str, Any]) -> str:
-    e = result["expected"]
-    wanted = "shown" if e is None else f"{e['op']} {_number(e['bound'])}"
     cells = [
         result["attack"],
         result["metric"],
         ", ".join(_number(v) for v in result["per_seed"]),
         "-" if result["baseline"] is None else _number(result["baseline"]),
         "-" if result["cap"] is None else f"{_number(result['cap'])} = {result['cap_formula']}",
-        wanted,
+        required(result),
     ]
     body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     setting = html.escape(result["setting"])
-    verdict = "<td>yes</td>" if result["passed"] else '<td class="no">NO</td>'
+    verdict = "<td>-</td>"
+    if is_judged(result):
+        verdict = "<td>yes</td>" if result["passed"] else '<td class="no">NO</td>'
     return f'<tr><td class="{setting}">{setting}</td>{body}{verdict}</tr>'
 
 

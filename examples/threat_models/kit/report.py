@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["results_page"]
+__all__ = ["is_judged", "required", "results_page"]
 
 Record = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def results_page(records: Sequence[Record]) -> str:
     head = _HEAD.format(
         seeds=", ".join(map(str, records[0]["seeds"])) if records else "-",
         count=len(records),
-        judged=sum(map(_is_judged, rows)),
+        judged=sum(map(is_judged, rows)),
         failed=sum(not result["passed"] for result in rows),
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         overview=_overview(records),
@@ -47,18 +47,27 @@ def results_page(records: Sequence[Record]) -> str:
     return "\n".join([head, *map(_section, records)])
 
 
-def _is_judged(result: Record) -> bool:
+def is_judged(result: Record) -> bool:
+    """Whether anything is required of this figure; if not, it is only shown."""
     return result["expected"] is not None or result["cap"] is not None
 
 
 def _overview(records: Sequence[Record]) -> str:
     lines = ["| program | judged figures | as required |", "|---|---|---|"]
     for record in records:
-        judged = [result for result in record["results"] if _is_judged(result)]
+        judged = [result for result in record["results"] if is_judged(result)]
         held = sum(result["passed"] for result in judged)
         name = record["threat"]
         lines.append(f"| [{name}](#{name}) | {len(judged)} | {held} |")
     return "\n".join(lines)
+
+
+def required(result: Record) -> str:
+    """What makes the program fail, in words."""
+    expected = result["expected"]
+    if expected is not None:
+        return f"{expected['op']} {_number(expected['bound'])}"
+    return "at most the cap" if is_judged(result) else "shown"
 
 
 def _section(record: Record) -> str:
@@ -72,21 +81,18 @@ def _section(record: Record) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in record["results"]:
-        expected = result["expected"]
-        required = "shown"
-        if expected is not None:
-            required = f"{expected['op']} {_number(expected['bound'])}"
-        elif result["cap"] is not None:
-            required = "at most the cap"
+        verdict = "-"
+        if is_judged(result):
+            verdict = "holds" if result["passed"] else "**FAILS**"
         cells = [
             result["setting"],
             result["attack"],
             result["metric"],
-            required,
+            required(result),
             ", ".join(map(_number, result["per_seed"])),
             _number(result["baseline"]),
             _number(result["cap"]),
-            "holds" if result["passed"] else "**FAILS**",
+            verdict,
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
