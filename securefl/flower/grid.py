@@ -65,14 +65,13 @@ from securefl.flower.records import (
 from securefl.flower.strategies import check_strategy
 from securefl.flower.sums import (
     PaillierNumbers,
-    SumServer,
     decider_nodes,
     opens,
     server_of,
     trains_in,
 )
 from securefl.modular import ring_dtype
-from securefl.protocols.machine import Outbound
+from securefl.protocols.machine import Outbound, ServerMachine
 from securefl.protocols.secagg.params import SecAggParams
 from securefl.protocols.secagg.transitions import Phase
 from securefl.round import AggregateSum, ClientId, Cohort, RoundConfig, RoundId
@@ -707,7 +706,7 @@ class _Session:
             for node, client in sorted(self.members.items(), key=lambda one: one[1])
         ]
 
-    def _later(self, server: SumServer, item: Outbound) -> RecordDict:
+    def _later(self, server: ServerMachine, item: Outbound) -> RecordDict:
         phase = str(server.phase)
         if item.recipient in self.deciders.values():  # who has not heard of the session
             return Envelope(
@@ -727,7 +726,7 @@ class _Session:
             arrays=self.request.arrays if trains else None,
         ).content()
 
-    def _exchange_phase(self, server: SumServer, phase: str, letters: list[Letter]) -> None:
+    def _exchange_phase(self, server: ServerMachine, phase: str, letters: list[Letter]) -> None:
         timing = self.grid_config.timing
         begin = self.exchange.clock()
         self.answered = 0
@@ -746,7 +745,7 @@ class _Session:
         )
         self.record.seconds[phase] = self.exchange.clock() - begin
 
-    def _take(self, server: SumServer, node: int, reply: Message) -> None:
+    def _take(self, server: ServerMachine, node: int, reply: Message) -> None:
         if _is_error(reply, self.record):
             return
         client = self.members[node] if node in self.members else self.deciders[node]
@@ -759,7 +758,7 @@ class _Session:
             logger.info("%s", printable(event))
         self.answered += 1
 
-    def _progress(self, server: SumServer, phase: str) -> Progress:
+    def _progress(self, server: ServerMachine, phase: str) -> Progress:
         if server.ready or (opens(phase) and server.sufficient):
             return Progress.COMPLETE
         quorum = self.grid_config.quorum

@@ -8,9 +8,9 @@ Paillier's, where some of those asked are not clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from securefl.flower.plan import TrainIn
 from securefl.protocols.paillier import PaillierServer, PaillierTerms, paillier_config
@@ -20,51 +20,19 @@ from securefl.protocols.secagg.params import SecAggParams
 from securefl.protocols.secagg.server import SecAggServer
 from securefl.protocols.secagg.transitions import Phase
 from securefl.round import (
-    AggregateSum,
     ClientId,
     Cohort,
     RoundConfig,
     RoundId,
-    SurvivorSets,
     ThreatModel,
 )
 
 if TYPE_CHECKING:
     from securefl.flower.paillier_setup import PaillierSetup
     from securefl.primitives.identities import Roster
-    from securefl.protocols.machine import Event, Outbound
+    from securefl.protocols.machine import ServerMachine
 
-__all__ = ["PaillierNumbers", "SumServer", "decider_nodes", "opens", "server_of", "trains_in"]
-
-
-class SumServer(Protocol):
-    """What the grid uses of a server's machine."""
-
-    @property
-    def phase(self) -> object:
-        """Its value is the phase's name."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether nobody else is expected in this phase."""
-
-    @property
-    def sufficient(self) -> bool:
-        """Whether the phase could close."""
-
-    @property
-    def survivors(self) -> SurvivorSets:
-        """U3, once it is final."""
-
-    @property
-    def result(self) -> AggregateSum | None:
-        """The sum, once it is open."""
-
-    def receive(self, frame: bytes, sender: ClientId | None = None) -> Sequence[Outbound | Event]:
-        """Takes a frame."""
-
-    def close_phase(self) -> Sequence[Outbound | Event]:
-        """Ends the phase."""
+__all__ = ["PaillierNumbers", "decider_nodes", "opens", "server_of", "trains_in"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +88,7 @@ class PaillierNumbers:
 
 def server_of(
     numbers: SecAggParams | PaillierNumbers, config: RoundConfig, roster: Roster | None
-) -> SumServer:
+) -> ServerMachine:
     """The server's machine of a session.
 
     Raises:
