@@ -9,6 +9,7 @@ caller puts ids and session into the derivation (``info``) and the additional da
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -27,6 +28,7 @@ __all__ = [
     "Unopenable",
     "derive",
     "open_sealed",
+    "public_key",
     "seal_once",
     "sha256",
 ]
@@ -78,6 +80,16 @@ class PublicKey:
             raise DegenerateKey("a public key that is not reduced: another spelling of some key")
         self.raw = raw
         self._key = X25519PublicKey.from_public_bytes(raw)
+
+
+@lru_cache(maxsize=1 << 12)
+def public_key(raw: bytes) -> PublicKey:
+    """A :class:`PublicKey`, kept: whoever plays many clients parses every key once for all of them.
+
+    Raises:
+        DegenerateKey: as the class.
+    """
+    return PublicKey(raw)
 
 
 class AgreementKey:

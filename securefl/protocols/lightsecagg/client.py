@@ -34,7 +34,7 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
+from securefl.primitives.channel import AgreementKey, DegenerateKey, Unopenable, public_key, sha256
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.endpoints import ClientEnd
 from securefl.protocols.lightsecagg.coding import MaskCode, accumulate
@@ -371,7 +371,7 @@ class LightSecAggClient:
         c = self._live().c
         assert c is not None  # noqa: S101  # set by start()
         try:
-            return c.agree(PublicKey(entry.c_pk))
+            return c.agree(public_key(entry.c_pk))
         except DegenerateKey as error:
             raise RosterMismatch(
                 f"client {entry.client} has a degenerate key: {error}", culprits=[entry.client]

@@ -28,7 +28,7 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, sha256
+from securefl.primitives.channel import AgreementKey, DegenerateKey, public_key, sha256
 from securefl.primitives.reed_solomon import TooManyErrors
 from securefl.primitives.signing import BadSignature, IdentityDirectory
 from securefl.protocols.endpoints import ServerEnd
@@ -254,7 +254,7 @@ class LightSecAggServer:
         assert self._probe is not None  # noqa: S101  # dropped when this phase closes
         try:
             # Every other client would refuse the whole roster for one degenerate key in it.
-            self._probe.agree(PublicKey(c_pk))
+            self._probe.agree(public_key(c_pk))
         except DegenerateKey:
             raise Refused(Reason.MALFORMED) from None
         self._entries[u] = RosterEntry(u, c_pk)

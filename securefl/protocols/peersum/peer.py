@@ -34,7 +34,7 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
+from securefl.primitives.channel import AgreementKey, DegenerateKey, Unopenable, public_key, sha256
 from securefl.primitives.reed_solomon import TooManyErrors
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.machine import (
@@ -436,7 +436,7 @@ class PeerSumPeer:
         secrets = self._live()
         assert secrets.c is not None  # noqa: S101  # made by start()
         try:
-            secrets.agreed[v] = secrets.c.agree(PublicKey(message.c_pk))
+            secrets.agreed[v] = secrets.c.agree(public_key(message.c_pk))
         except DegenerateKey:
             raise Refused(Reason.MALFORMED) from None
         self._c_pk[v] = message.c_pk

@@ -35,7 +35,7 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector, Words
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, Unopenable, sha256
+from securefl.primitives.channel import AgreementKey, DegenerateKey, Unopenable, public_key, sha256
 from securefl.primitives.sharing import PRIME, share
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.endpoints import ClientEnd
@@ -497,8 +497,8 @@ class SecAggClient(RestartableMachine):
         assert secrets.c is not None and secrets.s is not None  # noqa: S101  # set by start()
         try:
             return (
-                secrets.c.agree(PublicKey(entry.c_pk)),
-                secrets.s.agree(PublicKey(entry.s_pk)),
+                secrets.c.agree(public_key(entry.c_pk)),
+                secrets.s.agree(public_key(entry.s_pk)),
             )
         except DegenerateKey as error:
             raise RosterMismatch(

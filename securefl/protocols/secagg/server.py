@@ -31,7 +31,7 @@ from securefl.errors import (
     WireError,
 )
 from securefl.modular import RingVector, Words, reduce_in_place, ring_dtype
-from securefl.primitives.channel import AgreementKey, DegenerateKey, PublicKey, sha256
+from securefl.primitives.channel import AgreementKey, DegenerateKey, public_key, sha256
 from securefl.primitives.signing import BadSignature, IdentityDirectory
 from securefl.protocols.endpoints import ServerEnd
 from securefl.protocols.machine import (
@@ -320,7 +320,7 @@ class SecAggServer(RestartableMachine):
         try:
             # Every other client would refuse the whole roster for one degenerate key in it.
             for key in new:
-                self._probe.agree(PublicKey(key))
+                self._probe.agree(public_key(key))
         except DegenerateKey:
             raise Refused(Reason.MALFORMED) from None
         self._advertised[u] = message
