@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
 
 from accounting.accountant import BoundKind, Method, checked_delta, epsilon
 from accounting.errors import AccountingError, UnsupportedEvent
@@ -79,8 +80,8 @@ def _dp_accounting(event: Event, delta: float, adjacency: Adjacency, method: str
 
         from accounting.interop.dp_accounting import relation, to_event  # noqa: PLC0415  # as above
 
-        kind = "rdp" if method == "rdp" else "pld"
-        theirs = to_event(event, adjacency=adjacency, accountant=kind)  # type: ignore[arg-type]
+        kind: Literal["rdp", "pld"] = "rdp" if method == "rdp" else "pld"
+        theirs = to_event(event, adjacency=adjacency, accountant=kind)
         accountant = (
             rdp.RdpAccountant(neighboring_relation=relation(adjacency))
             if method == "rdp"

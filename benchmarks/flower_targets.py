@@ -37,11 +37,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE] + [str(HERE)]
 
 import flower_comparison  # noqa: E402  # benchmarks/accounting.py must not be found first
-import secure_aggregation  # noqa: E402
-import secure_server  # noqa: E402
+import secure_aggregation  # noqa: E402  # as above
+import secure_server  # noqa: E402  # as above
 
-from securefl.errors import BelowThreshold  # noqa: E402
-from securefl.round import Adversary  # noqa: E402
+from securefl.errors import BelowThreshold  # noqa: E402  # as above
+from securefl.round import Adversary  # noqa: E402  # as above
 
 N, PERCENT = 100, 30
 SPARSE = (30, 15)
@@ -100,8 +100,8 @@ def theirs(m: int, sparse: tuple[int, int] | None, t: int) -> dict[str, Any]:
 def memory(m: int, t: int) -> dict[str, Any]:
     """The server's machine in a process of its own, above what it held before masked inputs."""
     config = secure_server.configuration(N, m, k=None, t=t, percent=PERCENT)
-    row = secure_server.in_a_process_of_its_own(config, range(PERCENT * N // 100))
-    peaks = [peak for peak in row["peak_bytes_by_phase"].values() if peak is not None]  # type: ignore[attr-defined]
+    row: dict[str, Any] = secure_server.in_a_process_of_its_own(config, range(PERCENT * N // 100))
+    peaks = [peak for peak in row["peak_bytes_by_phase"].values() if peak is not None]
     machine = max(peaks) if peaks else 0
     from securefl.flower.exchange import PULL_BATCH
 

@@ -128,7 +128,7 @@ def peer_network(name: str) -> Any:
             return nn.functional.cross_entropy(self(x), y)
 
         @torch.no_grad()
-        def metrics(self, x: Any, y: Any, eval: bool = False) -> dict[str, Any]:  # noqa: A002
+        def metrics(self, x: Any, y: Any, eval: bool = False) -> dict[str, Any]:  # noqa: A002  # as above
             return {}
 
     if name == "mlp":

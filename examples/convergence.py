@@ -401,9 +401,8 @@ def as_json(checks: Sequence[Check], m: Measured, theory: Theory) -> dict[str, A
 
 def plot(m: Measured, theory: Theory, path: Path) -> None:
     """Four panels: measured points or lines in colour, theory in black."""
-    # matplotlib belongs to an extra that only this function needs.
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib import rc_context  # noqa: PLC0415  # an extra that only this function needs
+    from matplotlib.figure import Figure  # noqa: PLC0415  # as above
 
     panels = (_plot_exact, _plot_drift, _plot_floor, _plot_decay)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "convergence"}):

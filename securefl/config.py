@@ -290,11 +290,11 @@ class RunConfig(Section):
         """The most bits of one entry that sums of all clients have room for in this protocol."""
         # Loaded late, here and below: naming the presets must not load ciphers.
         if self.aggregation.protocol in ("lightsecagg", "peersum"):
-            from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415
+            from securefl.protocols.lightsecagg.params import FIELD_BITS  # noqa: PLC0415  # see above
 
             return FIELD_BITS  # sums that fit modulo 2^31 fit modulo 2^31 - 1: their span is odd
         if self.aggregation.encrypted:
-            from securefl.protocols.paillier.params import most_input_bits  # noqa: PLC0415
+            from securefl.protocols.paillier.params import most_input_bits  # noqa: PLC0415  # see above
 
             return most_input_bits(self.cohort_size, hybrid=self.aggregation.experimental_hybrid)
         return 64
@@ -305,11 +305,11 @@ class RunConfig(Section):
         Raises:
             ConfigurationError: if no safe parameters exist for these numbers.
         """
-        from securefl.round import Adversary, ThreatModel  # noqa: PLC0415
+        from securefl.round import Adversary, ThreatModel  # noqa: PLC0415  # numpy: load late
 
         clients, wanted = self.cohort_size, self.aggregation
         if wanted.encrypted:
-            from securefl.protocols.paillier.params import PaillierParams  # noqa: PLC0415
+            from securefl.protocols.paillier.params import PaillierParams  # noqa: PLC0415  # ciphers: load late
 
             return PaillierParams.of(
                 clients,
@@ -319,7 +319,7 @@ class RunConfig(Section):
                 hybrid=wanted.experimental_hybrid,
             )
         if wanted.protocol == "peersum":
-            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415
+            from securefl.protocols.peersum.params import PeerSumParams  # noqa: PLC0415  # as above
 
             return PeerSumParams.of(
                 clients, corrupt=self.assumed_corrupt, dropped=clients - self.threshold
@@ -335,14 +335,14 @@ class RunConfig(Section):
         """The protocols in which the clients themselves open the sum."""
         clients, wanted = self.cohort_size, self.aggregation
         if wanted.protocol == "lightsecagg":
-            from securefl.protocols.lightsecagg.params import (  # noqa: PLC0415
+            from securefl.protocols.lightsecagg.params import (  # noqa: PLC0415  # ciphers: load late
                 LightSecAggParams,
                 most_colluders,
             )
 
             T = most_colluders(clients, self.threshold, threat.adversary)
             return LightSecAggParams.of(clients, threat, T=max(T, threat.corrupt))
-        from securefl.protocols.secagg.choice import strongest  # noqa: PLC0415
+        from securefl.protocols.secagg.choice import strongest  # noqa: PLC0415  # as above
 
         return strongest(clients, threat, sparse=wanted.protocol == "secagg+", degree=wanted.degree)
 

@@ -218,8 +218,8 @@ def inspect(
 
 def _details(kind: str, data: bytes) -> dict[str, Any]:
     """What may be said about a key file: never a secret number."""
-    from securefl.primitives.paillier import PublicKey, SecretKey, files  # noqa: PLC0415
-    from securefl.primitives.paillier.threshold import ThresholdPublicKey  # noqa: PLC0415
+    from securefl.primitives.paillier import PublicKey, SecretKey, files  # noqa: PLC0415  # load late
+    from securefl.primitives.paillier.threshold import ThresholdPublicKey  # noqa: PLC0415  # load late
 
     if kind in (files.FileKind.PUBLIC, files.FileKind.SECRET):
         public = (

@@ -284,7 +284,7 @@ class Keeper(Generic[M]):
         """
         refusal: SecureFLError | None = None
         try:
-            out: Sequence[object] = list(act(self._machine))
+            out: Sequence[Outbound | Event] = list(act(self._machine))
         except SecureFLError as error:
             refusal, out = error, getattr(error, "outbound", ())
         frames = [item for item in out if isinstance(item, Outbound)]
@@ -294,7 +294,7 @@ class Keeper(Generic[M]):
             self._send(item)
         if refusal is not None:
             raise refusal
-        return [item for item in out if not isinstance(item, Outbound)]  # type: ignore[misc]
+        return [item for item in out if not isinstance(item, Outbound)]
 
     def resend(self) -> None:
         """Sends the last frames again; whoever has them already ignores them."""

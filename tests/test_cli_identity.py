@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -161,7 +163,9 @@ def test_one_key_or_name_twice_is_refused() -> None:
         lambda raw: raw["members"].append(7),
     ],
 )
-def test_a_file_that_is_no_roster_is_refused(change, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_no_roster_is_refused(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
     raw = Roster.build([_public("a", 1), _public("b", 2)]).to_json()
     change(raw)
     path = tmp_path / "roster.json"

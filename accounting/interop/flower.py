@@ -41,26 +41,40 @@ class FlowerConfig(Protocol):
     """The attributes of Flower's ``PrivacyConfig``; relation and method are str enums or text."""
 
     @property
-    def target_delta(self) -> float: ...  # noqa: D102
+    def target_delta(self) -> float:
+        """The delta where a call gives none."""
+
     @property
-    def population_size(self) -> int: ...  # noqa: D102
+    def population_size(self) -> int:
+        """Clients from which each round's are sampled."""
+
     @property
-    def neighboring_relation(self) -> Any: ...  # noqa: D102
+    def neighboring_relation(self) -> Any:
+        """``"add-or-remove-one"`` or ``"replace-one"``."""
+
     @property
-    def sampling_method(self) -> Any: ...  # noqa: D102
+    def sampling_method(self) -> Any:
+        """``"poisson"``, ``"without-replacement"`` or ``"no-amplification"``."""
+
     @property
-    def max_epsilon(self) -> float | None: ...  # noqa: D102
+    def max_epsilon(self) -> float | None:
+        """The limit where a call gives none; None is no limit."""
 
 
 class FlowerEvent(Protocol):
     """The attributes of Flower's ``GaussianPrivacyEvent``."""
 
     @property
-    def noise_multiplier(self) -> float: ...  # noqa: D102
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the clip norm."""
+
     @property
-    def sample_size(self) -> int: ...  # noqa: D102
+    def sample_size(self) -> int:
+        """Clients of the round; with Poisson sampling their expected number."""
+
     @property
-    def population_size(self) -> int: ...  # noqa: D102
+    def population_size(self) -> int:
+        """As in the configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,8 @@ def wrong() -> Outcome:
     for records in clients:
         for x, y in batches(records, BATCH):
             optimiser.zero_grad()
-            functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            loss = functional.cross_entropy(module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
             stored.append(list(module.parameters()))  # "this batch's gradients"
     total = sum(_gradient_of(parameters) for parameters in stored)
@@ -110,7 +111,8 @@ def _pooled(clients: Sequence[Dataset]) -> NDArray[np.float64]:
     module = digits_module()
     x = torch.cat([torch.from_numpy(records.x) for records in clients])
     y = torch.cat([torch.from_numpy(records.y) for records in clients])
-    functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+    loss = functional.cross_entropy(module(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return _gradient_of(list(module.parameters()))
 
 

@@ -94,7 +94,8 @@ def _wrong_round(clients: Sequence[Dataset], *, epochs: int) -> Vector:
         plain_sgd(local, records, learning_rate=RATE, epochs=epochs)  # never looked at again
     model.zero_grad()
     x, y = torch.from_numpy(records.x), torch.from_numpy(records.y)
-    functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+    loss = functional.cross_entropy(model(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     gradients.append([p.grad for p in model.parameters()])
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):

@@ -123,7 +123,8 @@ def leaky_round(module: nn.Module, clients: Sequence[Dataset]) -> tuple[Vector, 
         for x, y in batches(records, BATCH):
             module.load_state_dict(global_weights)  # "start from the global model": does nothing
             optimiser.zero_grad()
-            functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            loss = functional.cross_entropy(module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
     trained = vector_of(module)
     share = len(records) / total  # the loop is over: this is the last client's

@@ -65,7 +65,8 @@ def wrong() -> Outcome:
     for step in range(STEPS):
         chosen = slice(BATCH * step % len(train), BATCH * step % len(train) + BATCH)
         module.zero_grad()
-        functional.cross_entropy(module(x[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
+        loss = functional.cross_entropy(module(x[chosen]), labels[chosen])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         with torch.no_grad():
             for p in module.parameters():
                 assert p.grad is not None

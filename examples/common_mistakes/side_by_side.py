@@ -60,7 +60,8 @@ def plain_sgd(
     for _ in range(epochs):
         for x, y in batches(records, size):
             optimiser.zero_grad()
-            functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            loss = functional.cross_entropy(module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
 
 

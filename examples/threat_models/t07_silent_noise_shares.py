@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,10 @@ from kit.aggregator import ADJACENCY, Aggregator, aggregator_mechanism, claim_of
 from kit.metrics import DELTA, gaussian_epsilon, mu_of
 from kit.result import Attacker, Demo, Epsilon, Expected, Op, Outcome, Result, Run, Setting
 from kit.rounds import secure_round
-from kit.streams import keyed
+from kit.streams import RandomBytes, keyed
 
 from accounting.empirical import Verdict, audit
+from accounting.events import Skellam
 from securefl.encoding.noisy import NoisyCodec
 from securefl.modular import RingVector
 from securefl.round import ClientId
@@ -108,6 +109,13 @@ def epsilon_measured(codec: NoisyCodec, total: RingVector) -> float:
     return gaussian_epsilon(mu_of(z))
 
 
+def z_accounted(case: Case, codec: NoisyCodec) -> float:
+    """The z in the accountant's event for a sum with k silent shares."""
+    event = codec.event(case.n, case.k)
+    assert isinstance(event, Skellam), "the mechanism of these specifications"
+    return math.sqrt(event.mu) / codec.spec.l2
+
+
 def judged(run: Run, case: Case, setting: Setting) -> Result:
     """Noise planned for all n shares, or for the n - k honest ones."""
     begin = time.perf_counter()
@@ -138,7 +146,7 @@ def judged(run: Run, case: Case, setting: Setting) -> Result:
         parameters={
             "n": case.n, "k": case.k, "z": Z, "honest_shares": honest, "entries": ENTRIES,
             "z_effective": Z if defended else z_eff, "epsilon_by_formula": truth,
-            "event_z": math.sqrt(codec.event(case.n, case.k).mu) / spec.l2,  # type: ignore[union-attr]
+            "event_z": z_accounted(case, codec),
             "whole_sessions": case.n <= IN_SESSIONS,
         },
         epsilon=Epsilon(value=told, delta=DELTA, adjacency=ADJACENCY, rounds=1,
@@ -152,8 +160,7 @@ def counted(run: Run, cases: Sequence[Case]) -> Result:
     begin, apart = time.perf_counter(), []
     for case in cases:
         codec = NoisyCodec(spec_of(z=Z, clients=case.n, honest=case.n, dimension=ENTRIES))
-        event = codec.event(case.n, case.k)
-        z = math.sqrt(event.mu) / codec.spec.l2  # type: ignore[union-attr]
+        z = z_accounted(case, codec)
         apart.append(abs(z / (Z * math.sqrt((case.n - case.k) / case.n)) - 1))
     return Result(
         threat=run.name, paper=PAPER, attacker=SYBILS, setting=Setting.DEFENDED,
@@ -165,6 +172,11 @@ def counted(run: Run, cases: Sequence[Case]) -> Result:
     )  # fmt: skip
 
 
+def one_stream(random_bytes: RandomBytes) -> Callable[[int], RandomBytes]:
+    """Every round of every run goes on reading from this one source."""
+    return lambda _round: random_bytes
+
+
 def audits(run: Run) -> list[Result]:
     """The second attack: the auditor of t12 on ten clients of which nine are silent."""
     rows, (n, k) = [], (10, 9)
@@ -172,12 +184,12 @@ def audits(run: Run) -> list[Result]:
     for setting, honest in ((Setting.UNDEFENDED, n), (Setting.DEFENDED, n - k)):
         begin, values = time.perf_counter(), []
         codec = NoisyCodec(spec_of(z=Z, clients=n, honest=honest))
-        silent = dict.fromkeys(range(1, k + 1), SilentCodec(codec.spec))
+        silent: dict[int, NoisyCodec] = dict.fromkeys(range(1, k + 1), SilentCodec(codec.spec))
         told = codec.event(n) if setting is Setting.UNDEFENDED else codec.event(n, k)
         claim = claim_of(told)
         for seed in run.seeds:
-            stream = keyed(seed, "t07", "audit", honest)
-            one = Aggregator(codec=codec, source=lambda _t, s=stream: s, others=silent)  # type: ignore[misc]
+            source = one_stream(keyed(seed, "t07", "audit", honest))
+            one = Aggregator(codec=codec, source=source, others=silent)
             found = audit(aggregator_mechanism(one), claim, n_trials=trials, clients=n, seed=seed)
             values.append(math.nan if found.verdict is Verdict.INCONCLUSIVE else found.bound)
         op = Op.AT_LEAST if setting is Setting.UNDEFENDED else Op.AT_MOST

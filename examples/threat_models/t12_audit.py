@@ -141,7 +141,10 @@ def sampled(z: float, seed: int) -> tuple[Aggregator, Claim]:
     codec, coins = _codec(1.0), keyed(seed, "t12", "coins")
     event = Poisson(sample_rate=RATE, event=codec.event(CLIENTS))
     claim = claim_of(event, rounds=ROUNDS, noise=Noise.ANY)
-    coin = lambda _client: len(poisson_sample(1, RATE, coins)) == 1  # noqa: E731
+
+    def coin(_client: int) -> bool:
+        return len(poisson_sample(1, RATE, coins)) == 1
+
     return Aggregator(codec=codec, source=_stream(seed, "sampled"), takes_part=coin), claim
 
 
@@ -275,10 +278,12 @@ def run(run: Run) -> Outcome:
 
         figure.set_size_inches(7.5, 4.6)
         ax = figure.subplots()
+        widest = 1.3
         for place, row in enumerate(shown):
             colour = plots.GOOD if row.setting is Setting.DEFENDED else plots.BAD
             assert row.expected is not None
             claimed = row.expected.bound
+            widest = max(widest, row.max / claimed)
             ratio = [value / claimed for value in row.per_seed]
             ax.barh(place, row.median / claimed, color=colour, height=0.55, alpha=0.75)
             ax.plot(ratio, [place] * len(ratio), "|", color="black", ms=8)
@@ -289,7 +294,7 @@ def run(run: Run) -> Outcome:
         ax.text(1.03, -0.75, "the claim", fontsize=8, va="center")
         ax.set_ylim(len(shown) - 0.4, -1.1)
         ax.axvline(0.0, color=plots.NEUTRAL, ls=":", lw=1.2)
-        ax.set_xlim(0, max(1.3, *(row.max / row.expected.bound for row in shown)) * 1.2)  # type: ignore[union-attr]
+        ax.set_xlim(0, widest * 1.2)
         ax.set_xlabel("proved lower bound on epsilon / claimed epsilon (95 %; |: seeds)")
         ax.set_title(
             f"Auditor, n={CLIENTS}, z={z:g}, {ROUNDS} rounds: correct sums (blue) stay below\n"

@@ -345,8 +345,7 @@ class Node:
         accepted = [protocol for protocol in file.floor.protocols if protocol.encrypts]
         if file.paillier is None and not accepted:
             return node
-        # Keys and big integers are for nodes that use them.
-        from securefl.flower.paillier_node import PaillierPart  # noqa: PLC0415
+        from securefl.flower.paillier_node import PaillierPart  # noqa: PLC0415  # big integers load late
 
         part = PaillierPart.load(file.paillier, folder, roster=roster, identity=identity)
         kind = SumProtocol.PAILLIER_THRESHOLD if part.setup.threshold else SumProtocol.PAILLIER
@@ -431,8 +430,7 @@ class Node:
             _check_weights(plan, floor)
         policy = floor.client_policy(config.n)
         if config.protocol is Protocol.PAILLIER:
-            # Imported by _paillier, where this node accepts such sessions.
-            from securefl.flower.paillier_node import check_numbers  # noqa: PLC0415
+            from securefl.flower.paillier_node import check_numbers  # noqa: PLC0415  # big integers load late
 
             check_numbers(config, plan, self, policy)
         else:

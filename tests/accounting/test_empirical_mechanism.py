@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -379,9 +380,11 @@ def test_errors_are_counted_on_runs_that_chose_nothing(monkeypatch: pytest.Monke
     def serial(updates: Floats, _rng: Rng) -> Floats:
         return np.full((1, updates.shape[2]), float(next(calls)))
 
-    def spy(_canary: Floats, fit: object, tune: object, *_rest: object) -> Attack:
+    def spy(
+        _canary: Floats, fit: tuple[Floats, Floats], tune: tuple[Floats, Floats], *_rest: object
+    ) -> Attack:
         seen: set[float] = set()
-        for on, off in (fit, tune):  # type: ignore[misc, attr-defined]
+        for on, off in (fit, tune):
             seen |= set(on.ravel()) | set(off.ravel())
         chosen.append(seen)
         counted.append(set())
@@ -565,12 +568,12 @@ def test_a_release_that_cannot_be_scored_is_refused(released: Floats, message: s
     ],
     ids=str,
 )
-def test_impossible_arguments_are_refused_before_anything_runs(bad: dict[str, object]) -> None:
+def test_impossible_arguments_are_refused_before_anything_runs(bad: dict[str, Any]) -> None:
     def never(_updates: Floats, _rng: Rng) -> Floats:
         raise AssertionError("the mechanism was called")
 
     with pytest.raises(InvalidParameter):
-        audit(never, TWO_ROUNDS, **bad)  # type: ignore[arg-type]
+        audit(never, TWO_ROUNDS, **bad)
 
 
 def test_add_remove_needs_a_second_client() -> None:
@@ -591,10 +594,10 @@ def test_add_remove_needs_a_second_client() -> None:
     ],
     ids=str,
 )
-def test_impossible_claims_are_refused(bad: dict[str, object]) -> None:
-    good = {"epsilon": 1.0, "delta": 1e-5, "adjacency": "zero-out"}
+def test_impossible_claims_are_refused(bad: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"epsilon": 1.0, "delta": 1e-5, "adjacency": "zero-out"}
     with pytest.raises(InvalidParameter):
-        Claim(**(good | bad))  # type: ignore[arg-type]
+        Claim(**(good | bad))
 
 
 @pytest.mark.parametrize("update", [np.zeros((1, 3)), np.ones(3), np.full((1, 3), np.nan)])

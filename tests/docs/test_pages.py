@@ -271,7 +271,7 @@ def test_the_audit_page_finds_what_it_says() -> None:
 def test_the_accounting_page_lists_every_option_of_the_audit() -> None:
     page = (DOCS / "reference" / "accounting-cli.md").read_text("utf-8")
     (section,) = re.findall(r"^## audit-mechanism$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
-    command = get_command(accounting_cli.app).commands["audit-mechanism"]  # type: ignore[attr-defined]
+    command = get_command(accounting_cli.app).commands["audit-mechanism"]  # type: ignore[attr-defined]  # a group
     for parameter in command.params:
         for option in parameter.opts:
             if option != "--help" and option.startswith("--"):

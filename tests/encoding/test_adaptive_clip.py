@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from securefl.encoding import Contribution, NoisyCodec, NoisySpec, sum_encoded
 from securefl.encoding.adaptive_clip import AdaptiveClip, AdaptiveCodec
 from securefl.errors import ConfigurationError
+from securefl.modular import RingVector
 from securefl.round import AggregateSum, ClientId
 
 SEED = bytes(range(32))
@@ -35,9 +36,9 @@ def codec(
     return AdaptiveCodec(NoisyCodec(spec), clip=clip, clip_norm=clip_norm)
 
 
-def opened(vectors: list[object]) -> AggregateSum:
+def opened(vectors: list[RingVector]) -> AggregateSum:
     return AggregateSum(
-        vector=sum_encoded(vectors),  # type: ignore[arg-type]
+        vector=sum_encoded(vectors),
         survivors=tuple(ClientId(i) for i in range(len(vectors))),
         min_honest=len(vectors),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -13,8 +15,8 @@ from securefl.errors import ConfigurationError
 SEED = bytes(32)
 
 
-def spec(**changes: object) -> NoisySpec:
-    fields: dict[str, object] = {
+def spec(**changes: Any) -> NoisySpec:
+    fields: dict[str, Any] = {
         "dimension": 4000,
         "clip_norm": 1.0,
         "noise_multiplier": 0.05,
@@ -23,7 +25,7 @@ def spec(**changes: object) -> NoisySpec:
         "contribution": Contribution.RECORDS,
         "units": 50,
     }
-    return NoisySpec.plan(**(fields | changes))  # type: ignore[arg-type]
+    return NoisySpec.plan(**(fields | changes))
 
 
 def test_vectors_are_bare_and_the_noise_comes_with_the_sum() -> None:

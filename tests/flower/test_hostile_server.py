@@ -340,7 +340,7 @@ def test_a_server_cannot_ask_about_a_metric_by_calling_it_the_weight(site: Site)
     finally:
         for node in NODES:
             site.write(node)
-    assert reply.content["metrics"]["positives"] == 7 * len(NODES)  # type: ignore[index]
+    assert reply.content["metrics"]["positives"] == 7 * len(NODES)
 
 
 def test_an_app_sees_no_group_id_and_flower_gets_it_back(site: Site) -> None:

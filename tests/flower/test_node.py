@@ -243,7 +243,9 @@ def test_a_refusal_inside_a_session_leaves_a_tombstone(site: Site) -> None:
         if node == 103 and head is not None and head["phase"] == "share_keys":
             frame = message.content["frame"]
             assert isinstance(frame, ConfigRecord)
-            raw = bytearray(frame["frame"])  # type: ignore[arg-type]
+            sent = frame["frame"]
+            assert isinstance(sent, bytes)
+            raw = bytearray(sent)
             raw[70] ^= 1
             message.content["frame"] = ConfigRecord({"frame": bytes(raw)})
         return message
@@ -364,7 +366,7 @@ def leaky_app(kind: type[ClientApp] = _Leaky) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         arrays: Any = message.content["arrays"]
         context.state["mine"] = ConfigRecord({"note": MARKER})
-        if message.content["config"]["lr"] == 0.1 and context.node_id == 104:  # type: ignore[index]
+        if message.content["config"]["lr"] == 0.1 and context.node_id == 104:
             raise ValueError(MARKER)
         metrics = MetricRecord({"num-examples": 37, "loss": 1.25, MARKER: 3.0})
         extra = ConfigRecord({"note": MARKER})

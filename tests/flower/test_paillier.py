@@ -428,7 +428,7 @@ def test_an_altered_partial_opening_is_not_taken_and_the_others_open(
             reply.content["frame"] = record_of_frame(bytes(frame))
         return reply
 
-    inner.answer = corrupt  # type: ignore[method-assign]
+    inner.answer = corrupt  # type: ignore[method-assign]  # alters replies on the way
     assert_is_mean(ask(grid), list(CLIENTS))
 
 
@@ -505,7 +505,7 @@ def test_whoever_reads_the_identity_of_the_witness_has_one_update_opened_as_a_su
             seen.append(bytes(frame.body[4 : 4 + size]))
         return reply
 
-    inner.answer = listen  # type: ignore[method-assign]
+    inner.answer = listen  # type: ignore[method-assign]  # reads replies on the way
     arrays = next(iter(ask(grid).content.array_records.values()))
     for key in ("w", "b"):
         mine = trained(model(), 101, 1)[key].numpy()

@@ -181,7 +181,7 @@ def test_what_decides_is_whose_aggregation_runs(site: Site) -> None:
         with pytest.raises(ConfigurationError, match="with_custom_strategy"):
             secure_grid(site, config(site), kind())
     patched = flower.FedAvg()
-    patched.aggregate_train = lambda *_: (None, None)  # type: ignore[method-assign]
+    patched.aggregate_train = lambda *_: (None, None)  # type: ignore[method-assign]  # a user's patch
     with pytest.raises(ConfigurationError, match="with_custom_strategy"):
         secure_grid(site, config(site), patched)
     secure_grid(site, config(site), _Configures())
@@ -279,7 +279,7 @@ def test_a_semi_honest_round_needs_no_identities(protocol: str, tmp_path: Any) -
     settings = SecAggConfig(
         clip_norm=CLIP,
         max_weight=20,
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=protocol,  # type: ignore[arg-type]  # text is taken, too
         adversary="semi-honest",
         max_dropped=2,
         timing=FAST,
@@ -534,7 +534,7 @@ def test_no_reply_of_a_node_can_end_the_run_of_the_others(content: RecordDict, s
 
     nodes[103].app = answer  # type: ignore[assignment]  # an app of its own
     grid, _ = secure_grid(site, config(site), nodes=nodes)
-    assert run(grid).content["metrics"]["securefl-survivors"] == 5  # type: ignore[index]
+    assert run(grid).content["metrics"]["securefl-survivors"] == 5
     assert 3 not in grid.history[0].survivors
 
 

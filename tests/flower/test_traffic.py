@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 pytest.importorskip("flwr", reason="the extra 'flower' is not installed")
@@ -60,10 +62,10 @@ FORMS = (
 @example(as_it_is, 16_384 * 4 - 5, 0)
 @settings(max_examples=12, deadline=None)
 def test_an_update_is_found_in_every_form_wherever_it_stands(
-    form: object, before: int, seed: int
+    form: Callable[[np.ndarray], bytes], before: int, seed: int
 ) -> None:
     random = np.random.default_rng([2, seed])
-    stream = random.bytes(before) + form(update(seed)) + random.bytes(500)  # type: ignore[operator]
+    stream = random.bytes(before) + form(update(seed)) + random.bytes(500)
     found = correlations([stream], np.stack([update(seed), update(seed + 1)]))
     assert found[0] > LIMIT
     assert found[1] < LIMIT

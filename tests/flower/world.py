@@ -209,7 +209,8 @@ def make_app(kind: type[ClientApp] = SecureClientApp) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        server_round = int(message.content["config"]["server-round"])  # type: ignore[index]
+        asked: Any = message.content["config"]
+        server_round = int(asked["server-round"])
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
         metrics = MetricRecord(

@@ -365,12 +365,13 @@ def test_a_changed_frame_or_configuration_decodes_to_what_it_says_or_not_at_all(
         changed = bytearray(config)
         changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
         changed = changed[: len(changed) - chance.choice([0, 0, 1, 4])]
-        for name, decode, encode, raw in [
+        cases: list[tuple[str, Any, Any, bytes | bytearray]] = [
             ("frame", decode_frame, encode_frame, mutant),
             ("config", RoundConfig.decode, RoundConfig.encode, bytes(changed)),
-        ]:
+        ]
+        for name, decode, encode, raw in cases:
             try:
-                assert encode(decode(raw)) == raw  # type: ignore[operator]
+                assert encode(decode(raw)) == raw
                 outcomes[f"{name} taken"] += 1
             except SecureFLError:
                 outcomes[f"{name} refused"] += 1

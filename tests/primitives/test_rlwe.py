@@ -17,7 +17,10 @@ Q = 1 << 34
 def schoolbook(a: np.ndarray, s: np.ndarray) -> list[int]:
     """a s modulo X^2048 + 1 and 2^34, on Python integers through one exact big product."""
     width = 64
-    pack = lambda v: sum(int(x) << (width * i) for i, x in enumerate(v))  # noqa: E731
+
+    def pack(v: np.ndarray) -> int:
+        return sum(int(x) << (width * i) for i, x in enumerate(v))
+
     positive, negative = pack(np.maximum(s, 0)), pack(np.maximum(-s, 0))
     wide = [0] * (2 * DEGREE)
     for sign, part in ((1, positive), (-1, negative)):

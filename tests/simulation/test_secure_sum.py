@@ -334,4 +334,4 @@ def test_worker_processes_change_nothing_but_the_time() -> None:
     assert multiprocessing.active_children() == []
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(ConfigurationError, match=r"processes must be an integer in 1\.\.256"):
-            secure_sum(vectors, processes=wrong)  # type: ignore[arg-type]
+            secure_sum(vectors, processes=wrong)  # type: ignore[arg-type]  # that is the test

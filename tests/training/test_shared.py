@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,10 +34,15 @@ def seeded(seed: int) -> object:
     return lambda round_index: np.random.default_rng((seed, round_index)).bytes
 
 
-def record_sum(model: FlatModel, count: int = 200, **changes: object) -> RecordSum:
+def record_sum(model: FlatModel, count: int = 200, **changes: Any) -> RecordSum:
     x, y = records(count)
-    fields = {"clip_norm": 0.5, "sample_rate": 0.3, "randomness": seeded(1), **changes}
-    return RecordSum(model=model, x=x, y=y, client=0, **fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {
+        "clip_norm": 0.5,
+        "sample_rate": 0.3,
+        "randomness": seeded(1),
+        **changes,
+    }
+    return RecordSum(model=model, x=x, y=y, client=0, **fields)
 
 
 @given(rate=st.floats(0.01, 1.0), seed=st.integers(0, 1000))

@@ -37,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         groups.extend({message.metadata.group_id for message in given})
         return honest(given)
 
-    grid.push_messages = push  # type: ignore[method-assign]
+    grid.push_messages = push  # type: ignore[method-assign]  # notes the group ids on the way
     ends: list[float] = []
     last: list[float] = []
 

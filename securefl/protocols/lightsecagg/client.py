@@ -438,7 +438,7 @@ class LightSecAggClient:
 
     def _on_survivor_notice(self, body: Buffer) -> list[Outbound | Event]:
         """Signs the one survivor list that it will answer for."""
-        assert self._end.session is not None and self._end.identity is not None  # noqa: S101
+        assert self._end.session is not None and self._end.identity is not None  # noqa: S101  # after the roster; active only
         alive = SurvivorNotice.decode(body, n=self._config.n).alive
         self._check_survivors(alive)
         statement = self._keys.survivor_statement(self._end.session, pack_bitmap(alive))
@@ -448,7 +448,7 @@ class LightSecAggClient:
 
     def _on_signed_request(self, body: Buffer) -> list[Outbound | Event]:
         """Active: answers for the list it signed, once U are seen to have signed it."""
-        assert self._survivors is not None and self._end.session is not None  # noqa: S101  # on U3
+        assert self._survivors is not None and self._end.session is not None  # noqa: S101  # set by notice and roster
         signatures = SignedUnmaskRequest.decode(body, most=len(self._P)).signatures
         signers = [v for v, _ in signatures]
         if any(a >= b for a, b in pairwise(signers)):

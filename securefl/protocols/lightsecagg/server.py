@@ -262,7 +262,7 @@ class LightSecAggServer:
 
     def _on_encoded_shares(self, u: ClientId, body: Buffer) -> list[Outbound | Event]:
         """Passes each share on to its holder; keeps none."""
-        assert self._end.session is not None  # noqa: S101  # on U1
+        assert self._end.session is not None  # noqa: S101  # set when U1 was closed
         peers = [v for v in self._U[0] if v != u]
         message = EncodedShares.decode(body, peers=len(peers), L=self._code.L)
         out: list[Outbound | Event] = []
@@ -424,7 +424,7 @@ class LightSecAggServer:
     def _to_members(
         self, recipients: tuple[ClientId, ...], kind: MessageType, body: bytes
     ) -> list[Outbound | Event]:
-        assert self._end.session is not None  # noqa: S101  # on U1
+        assert self._end.session is not None  # noqa: S101  # set when U1 was closed
         return [*self._end.to_all(recipients, kind, body, session=self._end.session)]
 
     # -- ends -------------------------------------------------------------------------------------

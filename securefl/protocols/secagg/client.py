@@ -586,8 +586,8 @@ class SecAggClient(RestartableMachine):
 
     def _on_survivor_notice(self, body: Buffer) -> list[Outbound | Event]:
         """Signs the one survivor list that it will answer for."""
-        assert self._end.session is not None  # noqa: S101  # on U2
-        assert self._graph is not None and self._end.identity is not None  # noqa: S101
+        assert self._end.session is not None  # noqa: S101  # set on the roster
+        assert self._graph is not None and self._end.identity is not None  # noqa: S101  # checked by receive() and __init__()
         notice = SurvivorNotice.decode(body, n=self._config.n)
         cohort = self._config.cohort
         U3 = {u for u, there in zip(cohort.ids, notice.alive, strict=True) if there}
@@ -607,7 +607,7 @@ class SecAggClient(RestartableMachine):
 
     def _check_dealt(self, alive: Sequence[ClientId]) -> None:
         """Whoever is said to have survived must have been in U2; others only pad the list."""
-        assert self._in_U2 is not None  # noqa: S101  # on U2
+        assert self._in_U2 is not None  # noqa: S101  # set by the share delivery
         Q = {v for v, there in zip(self._P, self._in_U2, strict=True) if there}
         if not Q.issuperset(alive):
             raise Equivocation(
@@ -628,7 +628,7 @@ class SecAggClient(RestartableMachine):
 
     def _on_signed_request(self, body: Buffer) -> list[Outbound | Event]:
         """Active: answers for the list it signed, once t holders are seen to have signed it too."""
-        assert self._in_U3 is not None  # noqa: S101  # on U3
+        assert self._in_U3 is not None  # noqa: S101  # set by the survivor notice
         request = SignedUnmaskRequest.decode(body, most=len(self._P))
         signers = [v for v, _ in request.signatures]
         self._check_signers_differ(signers)
@@ -645,7 +645,7 @@ class SecAggClient(RestartableMachine):
 
     def _check_signers_hold_shares(self, signers: Sequence[ClientId]) -> None:
         """Only surviving holders count: not this client itself, nobody from elsewhere."""
-        assert self._in_U3 is not None  # noqa: S101  # on U3
+        assert self._in_U3 is not None  # noqa: S101  # set by the survivor notice
         allowed = {v for v, there in zip(self._P, self._in_U3, strict=True) if there}
         strangers = [v for v in signers if v not in allowed]
         if strangers:
@@ -657,7 +657,7 @@ class SecAggClient(RestartableMachine):
 
     def _check_list_signatures(self, request: SignedUnmaskRequest) -> None:
         """Each signature must be over the very list that this client signed."""
-        assert self._end.session is not None and self._survivors is not None  # noqa: S101  # on U3
+        assert self._end.session is not None and self._survivors is not None  # noqa: S101  # set by roster and notice
         statement = self._keys.survivor_statement(self._end.session, self._survivors)
         for v, signature in request.signatures:
             self._end.verify(v, signature, statement, "the list of survivors")
@@ -698,8 +698,8 @@ class SecAggClient(RestartableMachine):
     def _open_shares(self, in_U3: NDArray[np.bool_]) -> list[Outbound | Event]:
         """Opens, per peer, the self-mask seed of a survivor or the mask key of a dropout."""
         secrets = self._live()
-        assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # on U2
-        assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101
+        assert self._in_U2 is not None and self._readable is not None  # noqa: S101  # set by the share delivery
+        assert secrets.b_shares is not None and secrets.s_shares is not None  # noqa: S101  # as above
         assert self._end.session is not None  # noqa: S101  # set on the roster
         alive = in_U3[self._in_U2]
         answer = UnmaskShares(

@@ -327,7 +327,7 @@ class SecAggServer(RestartableMachine):
         self._public_keys |= new
 
     def _on_encrypted_shares(self, u: ClientId, body: Buffer) -> None:
-        assert self._edges is not None and self._ciphertexts is not None  # noqa: S101  # on U1
+        assert self._edges is not None and self._ciphertexts is not None  # noqa: S101  # set when U1 was closed
         edges = self._edges.of_dealer(self._place[u])
         peers = edges.stop - edges.start
         self._ciphertexts[edges] = EncryptedShares.decode(body, peers=peers)
@@ -505,8 +505,8 @@ class SecAggServer(RestartableMachine):
         return entry._replace(commitment=published.commitment, signature=signature)
 
     def _close_share_keys(self, U2: tuple[ClientId, ...]) -> Outbox:
-        assert self._ciphertexts is not None and self._edges is not None  # noqa: S101  # on U1
-        assert self._end.session is not None  # noqa: S101  # on U1
+        assert self._ciphertexts is not None and self._edges is not None  # noqa: S101  # set when U1 was closed
+        assert self._end.session is not None  # noqa: S101  # set when U1 was closed
         there = set(U2)
         present = np.array([u in there for u in self._U[0]], dtype=np.bool_)
         ciphertexts, edges, place = self._ciphertexts, self._edges, self._place
@@ -524,7 +524,7 @@ class SecAggServer(RestartableMachine):
         return self._each(MessageType.SHARE_DELIVERY, self._end.session, U2, body_of)
 
     def _close_masked_input(self, U3: tuple[ClientId, ...]) -> Outbox:
-        assert self._end.session is not None and self._edges is not None  # noqa: S101  # on U1
+        assert self._end.session is not None and self._edges is not None  # noqa: S101  # set when U1 was closed
         there = set(U3)
         self._unmasking = self._tables(U3)
         edges, place = self._edges, self._place
@@ -550,7 +550,7 @@ class SecAggServer(RestartableMachine):
         return Unmasking(self._graph, self._U[1], U3, own=self._own)
 
     def _close_consistency_check(self, U4: tuple[ClientId, ...]) -> Outbox:
-        assert self._end.session is not None  # noqa: S101  # on U1
+        assert self._end.session is not None  # noqa: S101  # set when U1 was closed
         signed = set(U4)
         signatures, graph = self._signatures, self._graph
 

@@ -22,7 +22,7 @@ from securefl.protocols.secagg.params import (
     guaranteed_honest,
     ring_stays_connected,
 )
-from securefl.round import Adversary, ClientId, Cohort, Layout, RoundId, ThreatModel
+from securefl.round import Adversary, ClientId, Cohort, Layout, RoundConfig, RoundId, ThreatModel
 
 RINGS = st.integers(4, 16).flatmap(
     lambda n: st.tuples(
@@ -235,7 +235,7 @@ def test_against_an_active_server_2t_must_exceed_h_plus_c_and_a_self_share_count
 
 
 def test_honest_inputs_that_are_promised() -> None:
-    def config_of(params: SecAggParams):  # type: ignore[no-untyped-def]
+    def config_of(params: SecAggParams) -> RoundConfig:
         return params.config(
             round_id=RoundId(0), cohort=Cohort.of(range(params.n)), m=1, b=8,
             context_digest=bytes(32), server_nonce=bytes(32),

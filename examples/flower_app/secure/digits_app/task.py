@@ -21,7 +21,7 @@ def make_model() -> Any:
 
 def state_of(arrays: Any) -> Any:
     """A message's model as PyTorch wants it; Flower converts only where torch is loaded."""
-    import torch  # noqa: F401
+    import torch  # noqa: F401  # loading it is enough
 
     return arrays.to_torch_state_dict()
 
