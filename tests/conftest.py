@@ -31,8 +31,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
+def data_folder() -> Path:
     """The directory with mnist/ and heart_disease/; skips where there is none."""
     value = os.environ.get("SECUREFL_DATA")
     if not value:
@@ -41,3 +40,15 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"SECUREFL_DATA names {path}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """As :func:`data_folder`."""
+    return data_folder()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of real data skip without it, also those that find the folder by themselves."""
+    if item.get_closest_marker("data") is not None:
+        data_folder()
