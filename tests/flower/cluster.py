@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,6 +224,7 @@ class Cluster:
         shutil.copy(REPOSITORY / "LICENSE", folder / "app" / "LICENSE")
         self._marks = [len(self.log(f"node{i}")) for i in range(self.count)]
         fields = config if app else {"result": str(folder / "result.json")} | config
+        self._declare(folder / "app" / "pyproject.toml", fields)
         text = " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())
         with (folder / "run.log").open("wb") as log:
             return subprocess.Popen(
@@ -230,6 +232,16 @@ class Cluster:
                 cwd=folder / "app", env=self._environment, start_new_session=True,
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+    @staticmethod
+    def _declare(project: Path, fields: dict[str, Any]) -> None:
+        """Flower takes keys that the app has; others go into its file, whose last table it is."""
+        known = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["config"]
+        with project.open("a") as file:
+            for key in fields.keys() - known.keys():
+                file.write(f"{key} = {json.dumps(fields[key])}\n")
+        whole = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["config"]
+        assert whole.keys() == known.keys() | fields.keys()
 
     def finish(self, process: subprocess.Popen[bytes], seconds: float = RUN_SECONDS) -> Outcome:
         folder = self.folder / f"run{self._runs}"
