@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from securefl.errors import ConfigurationError
+from securefl.flower.beacon import Beacon
 from securefl.flower.paillier_setup import PaillierSetup
 from securefl.flower.plan import MetricRange, TrainIn, Weighting, run_config_digest
 from securefl.flower.policy import SumProtocol
@@ -56,12 +57,15 @@ class Timing:
         train_deadline: of the phase with it.
         grace: how much longer to wait once a quorum has answered and the phase could close.
         poll: between two looks for replies.
+        beacon_lead: how far ahead a beacon's round is chosen: nodes that read the configuration
+            later than that refuse.
     """
 
     deadline: float = 90.0
     train_deadline: float = 600.0
     grace: float = 15.0
     poll: float = 0.25
+    beacon_lead: float = 60.0
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -112,9 +116,12 @@ class SecAggConfig:
             on the client. Clipping alone is not privacy.
         max_weight: largest weight of a client, its largest number of examples; needed where clients
             count by examples. A client above it refuses.
-        protocol: SecAgg; SecAgg+ for large cohorts (semi-honest servers only here); or encryption
-            under a Paillier key that a key holder ("paillier") or holders of shares
-            ("paillier-threshold") open, each a SuperNode of its own.
+        protocol: SecAgg; SecAgg+ for large cohorts; or encryption under a Paillier key that a key
+            holder ("paillier") or holders of shares ("paillier-threshold") open, each a SuperNode
+            of its own.
+        experimental_active_graph: SecAgg+ against a server that may lie: no published proof covers
+            it. Needs a beacon, and the same words in every node's floor.
+        beacon: for that, the file ``beacon.toml`` (:mod:`securefl.flower.beacon`) or what it says.
         paillier: for these two: the file with key and deciders, the same at every node
             (:mod:`securefl.flower.paillier_setup`). No secret belongs on this machine.
         adversary: what the server may do: "active", the default, or "semi-honest".
@@ -146,6 +153,8 @@ class SecAggConfig:
     clip_norm: float
     max_weight: int | None = None
     protocol: SumProtocol = SumProtocol.SECAGG
+    experimental_active_graph: bool = False
+    beacon: Beacon | Path | str | None = None
     paillier: PaillierSetup | Path | str | None = None
     adversary: str = "active"
     max_corrupt: int | None = None
@@ -180,11 +189,7 @@ class SecAggConfig:
             raise ConfigurationError(
                 f'adversary must be "active" or "semi-honest", found {self.adversary!r}'
             )
-        if self.active and self.protocol is SumProtocol.SECAGG_PLUS:
-            raise ConfigurationError(
-                "SecAgg+ against an active server needs a public beacon that shapes the graph, and "
-                'Flower brings none; use protocol="secagg", or adversary="semi-honest"'
-            )
+        self._check_beacon()
         if self.active and self.roster is None:
             raise ConfigurationError(
                 "against an active server the ServerApp needs the roster of identities, too: give "
@@ -214,6 +219,23 @@ class SecAggConfig:
         if isinstance(self.roster, str | Path):
             object.__setattr__(self, "roster", Roster.load(Path(self.roster)))
         self._check_setup()
+
+    def _check_beacon(self) -> None:
+        """Reads the beacon, where one shapes the graph."""
+        needed = self.active and self.protocol is SumProtocol.SECAGG_PLUS
+        if needed and not (self.experimental_active_graph and self.beacon is not None):
+            raise ConfigurationError(
+                "SecAgg+ against an active server has no published proof, and a public beacon must "
+                'shape its graph: use protocol="secagg" or adversary="semi-honest", or give both '
+                'experimental_active_graph=True and beacon="beacon.toml"'
+            )
+        if not needed and (self.experimental_active_graph or self.beacon is not None):
+            raise ConfigurationError(
+                "beacon and experimental_active_graph belong to SecAgg+ against an active server; "
+                f"found protocol {self.protocol.value!r} and adversary {self.adversary!r}"
+            )
+        if isinstance(self.beacon, str | Path):
+            object.__setattr__(self, "beacon", Beacon.load(Path(self.beacon)))
 
     def _check_setup(self) -> None:
         """Reads key and deciders, where the protocol has them."""
@@ -314,6 +336,12 @@ class SecAggConfig:
         """The roster, read."""
         assert not isinstance(self.roster, str | Path)  # noqa: S101  # __post_init__ read it
         return self.roster
+
+    @property
+    def known_beacon(self) -> Beacon | None:
+        """The beacon, read."""
+        assert not isinstance(self.beacon, str | Path)  # noqa: S101  # __post_init__ read it
+        return self.beacon
 
     @property
     def setup(self) -> PaillierSetup | None:

@@ -30,6 +30,7 @@ class Code(StrEnum):
     IDENTITY = "E107"
     METRICS = "E108"
     KEY = "E109"
+    BEACON = "E110"
     STATE_LOST = "E201"
     WRONG_PHASE = "E202"
     ANSWERED = "E203"
@@ -59,6 +60,7 @@ _MEANING = {
     Code.IDENTITY: "identity, roster or node file",
     Code.METRICS: "metrics or weight",
     Code.KEY: "another key or other deciders than the node's",
+    Code.BEACON: "beacon unknown, its round known too early, or not there in time",
     Code.STATE_LOST: "state of the session lost",
     Code.WRONG_PHASE: "wrong phase",
     Code.ANSWERED: "answered before",

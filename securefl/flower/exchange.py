@@ -76,7 +76,7 @@ class Exchange:
     ) -> None:
         self._grid = grid
         self.clock = clock
-        self._sleep = sleep
+        self.sleep = sleep
         self._poll = poll
         self._unanswered: dict[str, tuple[int, float]] = {}
         self.bytes_to: dict[int, int] = {}
@@ -122,7 +122,7 @@ class Exchange:
                 return
             if state is Progress.QUORUM and not in_grace:
                 return
-            self._sleep(self._poll)
+            self.sleep(self._poll)
 
     def _pull(self, waiting: dict[str, int], take: Callable[[int, Message], None]) -> None:
         """One look: hands on what has come, a few replies at a time."""

@@ -73,6 +73,7 @@ from securefl.flower.sums import (
 from securefl.modular import ring_dtype
 from securefl.protocols.machine import Outbound, ServerMachine
 from securefl.protocols.secagg.params import SecAggParams
+from securefl.protocols.secagg.server import SecAggServer
 from securefl.protocols.secagg.transitions import Phase
 from securefl.round import AggregateSum, ClientId, Cohort, RoundConfig, RoundId
 
@@ -446,6 +447,12 @@ class SecureGrid(Grid):
         params: SecAggParams | PaillierNumbers,
         members: Mapping[int, ClientId],
     ) -> RoundConfig:
+        shaped = {}
+        beacon = self._config.known_beacon
+        if beacon is not None:
+            shaped["graph_value"] = beacon.graph_value(
+                beacon.round_ahead(self._config.timing.beacon_lead)
+            )
         return params.config(
             round_id=RoundId(len(self.history)),
             cohort=Cohort.of(members.values()),
@@ -453,6 +460,7 @@ class SecureGrid(Grid):
             b=plan.bits,
             context_digest=session_context(plan.canonical(), model_digest(request.arrays)),
             server_nonce=os.urandom(32),
+            **shaped,
         )
 
     def _plan(self, request: _Request, params: SecAggParams | PaillierNumbers) -> Plan:
@@ -673,6 +681,8 @@ class _Session:
         while True:
             phase = str(server.phase)
             self._exchange_phase(server, phase, letters)
+            if phase == str(Phase.ADVERTISE_KEYS):
+                self._shape(server)
             try:
                 out = server.close_phase()
             except BelowThreshold as error:
@@ -686,6 +696,24 @@ class _Session:
                 for item in out
                 if isinstance(item, Outbound) and item.recipient in node_of
             ]
+
+    def _shape(self, server: ServerMachine) -> None:
+        """Where a beacon shapes the graph: waits for its output, which nobody knew until now.
+
+        Raises:
+            BelowThreshold: if it does not come; the round is lost.
+        """
+        beacon = self.grid_config.known_beacon
+        if beacon is None or not isinstance(server, SecAggServer):
+            return
+        seconds = self.grid_config.timing.deadline
+        number = beacon.round_of(self.config.graph_value)
+        try:
+            server.set_beacon(beacon.awaited(number, seconds=seconds, sleep=self.exchange.sleep))
+        except ConfigurationError as error:
+            raise BelowThreshold(
+                f"{error} The round is lost.", needed=1, had=0, phase=str(Phase.ADVERTISE_KEYS)
+            ) from None
 
     def _first_letters(self, phase: str) -> list[Letter]:
         config, plan = self.config.encode(), self.plan.canonical()

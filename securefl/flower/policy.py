@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from securefl.errors import ConfigurationError
+from securefl.flower.beacon import Beacon
 from securefl.flower.errors import Code, Refusal
 from securefl.flower.plan import Kind, Plan
 from securefl.flower.state import Journal, MemoryJournal, SqliteJournal
@@ -28,7 +29,16 @@ from securefl.primitives.identities import Roster, load_identity, permissions_of
 from securefl.primitives.signing import IdentityDirectory, IdentityKey
 from securefl.protocols.policy import SIGMA, ClientPolicy, check_identities, check_membership
 from securefl.protocols.secagg.params import check_policy
-from securefl.round import Adversary, ClientId, Protocol, RoundConfig, Usage, ceil_rate, dst
+from securefl.round import (
+    Adversary,
+    ClientId,
+    GraphSource,
+    Protocol,
+    RoundConfig,
+    Usage,
+    ceil_rate,
+    dst,
+)
 
 if TYPE_CHECKING:
     from accounting import Event
@@ -108,6 +118,8 @@ class Floor(_Strict):
         max_corrupt: how many clients must be assumed to help the server: a number or, as text, a
             rate. 0 assumes that nobody ever does.
         security_bits: statistical security of SecAgg+'s random graph.
+        experimental_active_graph: accepts SecAgg+ against a server that may lie, for which there is
+            no published proof; needs a beacon.
         max_examples: more examples than this the node never reports. A run that weighs by examples
             and allows fewer is refused before anything is trained. Without it such a run is refused
             only if the true number is too large, and that refusal tells the number to a server
@@ -124,6 +136,7 @@ class Floor(_Strict):
     min_cohort: int = Field(default=3, ge=3)
     max_corrupt: int | str = "1/20"
     security_bits: int = Field(default=SIGMA, ge=1)
+    experimental_active_graph: bool = False
     max_examples: int | None = Field(default=None, ge=1)
     weight_key: str = Field(default="num-examples", min_length=1)
     privacy: PrivacyFloor | None = None
@@ -153,6 +166,7 @@ class Floor(_Strict):
             n_min=self.min_cohort,
             assume_no_corruption=self.max_corrupt == 0,
             sigma=self.security_bits,
+            experimental_active_graph=self.experimental_active_graph,
         )
 
 
@@ -197,6 +211,7 @@ class NodeFile(_Strict):
     roster: str | None = None
     journal: str | None = None
     ledger: str | None = None
+    beacon: str | None = None
     floor: Floor = Floor()
     clear: Clear = Clear()
     paillier: PaillierSection | None = None
@@ -226,6 +241,8 @@ class Node:
         budget: this node's ledger; None where it demands no privacy.
         paillier: the key it trusts and its part in opening; None where it accepts no such session.
         courier: the way to the holder's own process; None where this process answers itself.
+        beacon: what shapes the graph of SecAgg+ against a server that may lie; None where the node
+            accepts no such session.
     """
 
     floor: Floor
@@ -237,6 +254,7 @@ class Node:
     budget: Budget | None = None
     paillier: PaillierPart | None = None
     courier: Courier | None = None
+    beacon: Beacon | None = None
 
     def __repr__(self) -> str:
         return f"Node(floor={self.floor!r}, clear={self.clear!r}, <secrets>)"
@@ -341,7 +359,13 @@ class Node:
             journal=journal,
             storage_key=storage_key,
             budget=budget,
+            beacon=None if file.beacon is None else Beacon.load(folder / file.beacon),
         )
+        if node.floor.experimental_active_graph and node.beacon is None:
+            raise ConfigurationError(
+                "a floor with experimental_active_graph needs beacon, the path of beacon.toml: the "
+                "graph must come from a number that the server cannot choose"
+            )
         accepted = [protocol for protocol in file.floor.protocols if protocol.encrypts]
         if file.paillier is None and not accepted:
             return node
@@ -441,6 +465,35 @@ class Node:
                 Code.IDENTITY, lambda: check_identities(u, config, self.identity, self.directory)
             )
         return policy
+
+    def check_beacon(self, config: RoundConfig) -> None:
+        """Whether nobody can know yet what will shape the graph; before anything is trained.
+
+        Raises:
+            Refusal: BEACON.
+        """
+        if config.graph_source is GraphSource.BEACON:
+            beacon = self._known_beacon()
+            _refuse(Code.BEACON, lambda: beacon.check_future(beacon.round_of(config.graph_value)))
+
+    def beacon_output(self, config: RoundConfig) -> bytes:
+        """What shapes the graph; waits a little for this site's copy of it.
+
+        Raises:
+            Refusal: BEACON, if it is not there.
+        """
+        beacon = self._known_beacon()
+        try:
+            number = beacon.round_of(config.graph_value)
+            found = beacon.awaited(number, seconds=_BEACON_SECONDS)
+        except ConfigurationError as error:
+            raise Refusal(Code.BEACON, str(error)) from None
+        return found
+
+    def _known_beacon(self) -> Beacon:
+        if self.beacon is None:
+            raise Refusal(Code.BEACON, "a beacon shapes the graph, and the node file names none")
+        return self.beacon
 
     def check_opening(self, config: RoundConfig, plan: Plan) -> DeciderPolicy:
         """Whether a decider's floor is met by a configuration; what its machine is to demand.
@@ -586,6 +639,9 @@ class Node:
             return self.clear.evaluate
         return kind == "query" and action in self.clear.query
 
+
+_BEACON_SECONDS = 20.0
+"""How long a node waits for its site's copy of an output that the server has."""
 
 _LABEL = Protocol.SECAGG
 """The protocol in labels of what belongs to the node and to no session."""

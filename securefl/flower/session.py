@@ -49,7 +49,7 @@ from securefl.protocols.policy import ClientPolicy
 from securefl.protocols.secagg.client import SecAggClient
 from securefl.protocols.secagg.transitions import Phase
 from securefl.protocols.snapshot import SECRETS, read_header
-from securefl.round import Adversary, ClientId, Protocol, RoundConfig
+from securefl.round import Adversary, ClientId, GraphSource, Protocol, RoundConfig
 from securefl.wire import decode_frame
 
 __all__ = ["AppFunction", "answer"]
@@ -63,6 +63,7 @@ _FIRST: Final = str(Phase.ADVERTISE_KEYS)
 _CHECK_IN: Final = "check_in"
 """Under Paillier; its modules are loaded by nodes that accept it only."""
 
+_DEALS: Final = str(Phase.SHARE_KEYS)
 _MASKED: Final = str(Phase.MASKED_INPUT_COLLECTION)
 
 
@@ -135,6 +136,7 @@ def _open(
         raise Refusal(Code.MALFORMED, f"a {config.protocol.name} session opens in another phase")
     u = node.own_id(config, agreement.offered)
     policy = node.check(config, plan, u)
+    node.check_beacon(config)
     if envelope.phase == _CHECK_IN:
         return _check_in(envelope, agreement, u, node)
     machine = _machine(config, u, policy, node)
@@ -215,6 +217,8 @@ def _continue(
         raise Refusal(Code.STATE_LOST, str(error)) from None
     if envelope.frame is None or envelope.config is not None:
         raise Refusal(Code.MALFORMED, "a message inside a session has a frame and no configuration")
+    if envelope.phase == _DEALS and config.graph_source is GraphSource.BEACON:
+        machine.set_beacon(node.beacon_output(config))
     masks_now = plan.train_in is TrainIn.MASKED and envelope.phase == _MASKED
     if masks_now:
         _guarded(lambda: machine.set_input(_input(plan, envelope, stored.model, run_app)))
