@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import tomllib
 from collections.abc import Callable
@@ -39,7 +40,7 @@ __all__ = ["Beacon", "unix_time"]
 _SCHEMA = "securefl-beacon/1"
 _LABEL = b"securefl flower beacon 1\x00"
 _ID_BYTES, _ROUND_BYTES = 24, 8
-_POLL = 0.5
+_POLL, _TAIL = 0.5, 1 << 20
 
 
 def unix_time() -> float:
@@ -132,6 +133,10 @@ class Beacon:
         fields = json.dumps([self.chain, self.genesis, self.period]).encode()
         return hashlib.sha256(_LABEL + fields).digest()[:_ID_BYTES]
 
+    def seconds_until(self, number: int) -> float:
+        """How long until this round is published; 0 if it was."""
+        return max(0.0, self.time_of(number) - unix_time())
+
     def check_future(self, number: int) -> None:
         """Refuses a round that somebody could know already.
 
@@ -153,18 +158,19 @@ class Beacon:
 
         Args:
             number: the round.
-            seconds: how long to wait at most, after its time.
+            seconds: how long to wait at most, from now.
             sleep: waits.
 
         Raises:
             ConfigurationError: if it is not there then, or the file is none.
         """
-        end = max(unix_time(), self.time_of(number)) + seconds
+        end = unix_time() + seconds
         while (found := self.output(number)) is None:
+            late = unix_time() - self.time_of(number)
             if unix_time() >= end:
                 raise ConfigurationError(
-                    f"round {number} of the beacon is not in {self.outputs} {seconds:.0f} s after "
-                    "its time: is whatever appends to that file still running?"
+                    f"round {number} of the beacon is not in {self.outputs} {late:.0f} s after its "
+                    "time: is whatever appends to that file still running?"
                 )
             sleep(_POLL)
         return found
@@ -172,28 +178,29 @@ class Beacon:
     def output(self, number: int) -> bytes | None:
         """What the beacon said in this round, 32 bytes; None if the file does not have it.
 
-        A last line without its end is being written and does not count.
+        Looks at the last mebibyte, some thousand rounds: the one in question is recent. A last line
+        without its end is being written and does not count.
 
         Raises:
             ConfigurationError: if the file cannot be read, a line is no output, or two lines
                 contradict each other.
         """
         try:
-            lines = self.outputs.read_bytes().split(b"\n")[:-1]
+            lines = self._tail().split(b"\n")[:-1]
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ConfigurationError(f"cannot read {self.outputs}: {error.strerror}") from None
         found: bytes | None = None
-        for place, line in enumerate(lines, start=1):
+        for line in lines:
             if not line.strip():
                 continue
             try:
                 which, randomness = _parsed(json.loads(line))
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ConfigurationError(
-                    f'{self.outputs}, line {place}: expected {{"round": 1, "randomness": '
-                    '"<64 hexadecimal digits>"}'
+                    f'{self.outputs}: expected lines of the form {{"round": 1, "randomness": '
+                    f'"<64 hexadecimal digits>"}}, found {line[:80]!r}'
                 ) from None
             if which != number:
                 continue
@@ -201,6 +208,15 @@ class Beacon:
                 raise ConfigurationError(f"{self.outputs} has two outputs of round {number}")
             found = randomness
         return found
+
+    def _tail(self) -> bytes:
+        """The end of the file, from the start of a line on."""
+        with self.outputs.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            if size > _TAIL:
+                file.readline()
+            return file.read()
 
 
 def _parsed(line: Any) -> tuple[int, bytes]:

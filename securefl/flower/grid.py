@@ -706,8 +706,8 @@ class _Session:
         beacon = self.grid_config.known_beacon
         if beacon is None or not isinstance(server, SecAggServer):
             return
-        seconds = self.grid_config.timing.deadline
         number = beacon.round_of(self.config.graph_value)
+        seconds = beacon.seconds_until(number) + self.grid_config.timing.deadline
         try:
             server.set_beacon(beacon.awaited(number, seconds=seconds, sleep=self.exchange.sleep))
         except ConfigurationError as error:

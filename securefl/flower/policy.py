@@ -485,6 +485,7 @@ class Node:
         beacon = self._known_beacon()
         try:
             number = beacon.round_of(config.graph_value)
+            # From now, whatever the round's time: a server that asks early is not waited for.
             found = beacon.awaited(number, seconds=_BEACON_SECONDS)
         except ConfigurationError as error:
             raise Refusal(Code.BEACON, str(error)) from None

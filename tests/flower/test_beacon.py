@@ -24,6 +24,7 @@ from securefl.errors import BelowThreshold, ConfigurationError
 from securefl.flower import SecAggConfig, SecureGrid, Timing, policy
 from securefl.flower import beacon as module
 from securefl.flower.beacon import Beacon
+from securefl.flower.errors import Code, Refusal
 from securefl.round import GraphSource, Protocol, RoundConfig
 
 MANY = tuple(range(201, 213))
@@ -210,6 +211,18 @@ def test_another_beacon_is_refused(many: Site, sky: Sky) -> None:
     assert_mean(reply, [node for node in MANY if node != 203])
 
 
+def test_a_node_does_not_wait_for_a_round_that_is_far_ahead(many: Site, sky: Sky) -> None:
+    """A server that names the next century and asks for shares now would hold its process."""
+    _, inner, _ = play(many, sky)
+    far = replace(config_of(inner), graph_value=sky.beacon.graph_value(10**9))
+    node = policy.Node.load(many.folder / "203" / "node.toml")
+    begin = sky.time()
+    with pytest.raises(Refusal, match="is not in") as refused:
+        node.beacon_output(far)
+    assert refused.value.code is Code.BEACON
+    assert sky.time() == begin
+
+
 def another_file(many: Site, node: int, text: str) -> None:
     """This node's own copy of the outputs."""
     folder = many.folder / str(node)
@@ -321,12 +334,13 @@ GOOD = line(7)
         ("\n" + GOOD, randomness(7)),
         (GOOD.rstrip("\n"), None),  # being written
         (GOOD + line(7, salt=b"2"), "two outputs"),
-        ("7\n", "line 1"),
-        ("{}\n" + GOOD, "line 1"),
-        (GOOD + '{"round": true, "randomness": "' + "00" * 32 + '"}\n', "line 2"),
-        ('{"round": 7, "randomness": "' + "00" * 31 + '"}\n', "line 1"),
-        ('{"round": 7, "randomness": 5}\n', "line 1"),
-        ("[" * 10**5 + "\n", "line 1"),
+        (line(3) * 20_000 + GOOD, randomness(7)),  # more than is read
+        ("7\n", "found b'7'"),
+        ("{}\n" + GOOD, "found b'{}'"),
+        (GOOD + '{"round": true, "randomness": "' + "00" * 32 + '"}\n', "true"),
+        ('{"round": 7, "randomness": "' + "00" * 31 + '"}\n', "expected lines"),
+        ('{"round": 7, "randomness": 5}\n', "expected lines"),
+        ("[" * 10**5 + "\n", "expected lines"),
     ],
 )
 def test_the_file_of_outputs(text: str, found: bytes | str | None, tmp_path: Path) -> None:
