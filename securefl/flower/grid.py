@@ -707,7 +707,8 @@ class _Session:
         if beacon is None or not isinstance(server, SecAggServer):
             return
         number = beacon.round_of(self.config.graph_value)
-        seconds = beacon.seconds_until(number) + self.grid_config.timing.deadline
+        own = beacon.seconds_until(number) + self.grid_config.timing.deadline
+        seconds = _seconds_left(own, self.until, self.exchange.clock())
         try:
             server.set_beacon(beacon.awaited(number, seconds=seconds, sleep=self.exchange.sleep))
         except ConfigurationError as error:
