@@ -156,7 +156,11 @@ def test_the_example_app_survives_a_killed_supernode_and_nothing_leaks(
     # By default one in ten may be missing, so four of five would do: on a busy machine the slowest
     # of the last round's five was left out as well.
     process = six.begin(EXAMPLES / "secure", out=str(out), **active(six, **FIVE))
-    six.wait_for_phase("share_keys", 2, seconds=400)
+    for killed in (2, 3):
+        six.wait_for_phase("share_keys", killed, seconds=400)
+        # Flower may list five of six for a while: without one of those nothing could be summed.
+        if six.heard("advertise_keys", killed) == 6:
+            break
     six.end("node4", signal.SIGKILL)
     outcome = six.finish(process)
     six.start_node(4)
@@ -177,7 +181,7 @@ def test_the_example_app_survives_a_killed_supernode_and_nothing_leaks(
             errors[left_out] = float(np.abs(mean - after).max())
         fits = [left_out for left_out, error in errors.items() if error <= 9 / (1 << 17) + 1e-6]
         assert len(fits) == 1, (number, errors, outcome.log[-4000:])
-        if number > 1:
+        if number >= killed:
             assert fits == [4]
         secrets += [state[WEIGHT].numpy().reshape(-1) for state, _ in locals_.values()]
         secrets += [s - before[WEIGHT].numpy().reshape(-1) for s in secrets[-6:]]
